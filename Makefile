@@ -1,0 +1,29 @@
+# `make demo` and `make test` work on a fresh clone: they make .venv if it is absent.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint types benchmark clean
+
+.venv/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m experiments.train --dataset=digits --model=dm_small --eps=0.1 --out=runs/digits
+	$(BIN)/python -m experiments.certify --run=runs/digits
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/python -m ruff check .
+
+types: .venv/installed
+	$(BIN)/python -m mypy
+
+benchmark: .venv/installed
+	$(BIN)/python -m experiments.benchmark
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

@@ -1,0 +1,128 @@
+"""Affine primitives: which they are, the image of a box, and the pull-back of a row."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as P
+
+from ibpjax.interval import Interval
+from ibpjax.program import Equation, rebind
+
+# Affine in all perturbed operands together, with coefficients >= 0: exact on each end separately.
+INCREASING = frozenset({
+    P.add_p, P.add_jaxvals_p, P.broadcast_in_dim_p, P.concatenate_p, P.copy_p, P.cumsum_p,
+    P.dynamic_slice_p, P.dynamic_update_slice_p, P.gather_p, P.pad_p, P.reduce_sum_p,
+    P.reduce_window_sum_p, P.reshape_p, P.rev_p, P.scatter_add_p, P.select_n_p,
+    P.slice_p, lax.split_p, P.squeeze_p, lax.stack_p, lax.tile_p, P.transpose_p, lax.unstack_p,
+    P.convert_element_type_p, P.sharding_constraint_p,
+})
+SIGNED = frozenset({P.neg_p, P.sub_p})
+# Affine in one operand when the others, the weights, are known.
+SCALING = frozenset({P.mul_p, P.div_p})
+CONTRACTIONS = frozenset({P.dot_general_p, P.conv_general_dilated_p})
+WEIGHTED = SCALING | CONTRACTIONS
+
+# Operands from this position on are predicates or indices: affine only when they are known.
+_CONTROL = {
+    P.select_n_p: slice(0, 1), P.dynamic_slice_p: slice(1, None), P.dynamic_update_slice_p: slice(2, None),
+    P.gather_p: slice(1, None), P.scatter_add_p: slice(1, 2), P.div_p: slice(1, None),
+}
+
+
+def is_affine(eqn: Equation, perturbed: Sequence[bool]) -> bool:
+  """Whether an equation is affine in its perturbed operands, given the others."""
+  p = eqn.primitive
+  if eqn.key is not p or not all(jnp.issubdtype(v.dtype, jnp.floating) for v in eqn.outputs):
+    return False
+  if p in _CONTROL and any(perturbed[_CONTROL[p]]):
+    return False
+  if p is P.convert_element_type_p:  # to another precision: rows would be computed in the lower one
+    return eqn.inputs[0].dtype == eqn.outputs[0].dtype
+  if p in WEIGHTED:
+    return sum(perturbed) == 1
+  return p in INCREASING or p in SIGNED
+
+
+def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
+  """The image of a box under an affine equation: exact, per element of the result."""
+  lower = [x.lower if isinstance(x, Interval) else x for x in operands]
+  upper = [x.upper if isinstance(x, Interval) else x for x in operands]
+  match eqn.primitive:
+    case P.neg_p:
+      return [Interval(-upper[0], -lower[0])]
+    case P.sub_p:
+      return [Interval(lower[0] - upper[1], upper[0] - lower[1])]
+    case p if p in SCALING:
+      return [_scaled(eqn, operands)]
+    case p if p in CONTRACTIONS:
+      return [_contracted(eqn, operands)]
+  return [Interval(l, u) for l, u in zip(rebind(eqn, *lower), rebind(eqn, *upper), strict=True)]
+
+
+def _scaled(eqn: Equation, operands: Sequence[Any]) -> Interval:
+  """x * c or x / c by the sign of c; 0 times an infinite end is 0, a division by 0 unknown."""
+  slot = 0 if isinstance(operands[0], Interval) else 1
+  x, c = operands[slot], operands[1 - slot]
+  run = lambda end: rebind(eqn, *([end, c] if slot == 0 else [c, end]))[0]
+  positive = c >= 0
+  lower, upper = run(_where(positive, x.lower, x.upper)), run(_where(positive, x.upper, x.lower))
+  if eqn.primitive is P.div_p:
+    return Interval(jnp.where(c == 0, -jnp.inf, lower), jnp.where(c == 0, jnp.inf, upper))
+  return Interval(jnp.where(c == 0, 0, lower), jnp.where(c == 0, 0, upper))
+
+
+def _where(condition: Any, a: Any, b: Any) -> Any:
+  """`jnp.where`, its condition broadcast as the primitives broadcast their operands."""
+  return jnp.where(jnp.broadcast_to(condition, a.shape), a, b)
+
+
+def _contracted(eqn: Equation, operands: Sequence[Any]) -> Interval:
+  """Centre through the primitive, radius through it with |weights| (Lyu et al. 2021, 1.2)."""
+  parts = [centre_radius(x) if isinstance(x, Interval) else (x, jnp.abs(x)) for x in operands]
+  [centre] = rebind(eqn, *[c for c, _ in parts])
+  [radius] = rebind(eqn, *[r for _, r in parts])
+  radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)  # 0 * inf: an unbounded operand
+  return Interval(centre - radius, centre + radius)
+
+
+def centre_radius(x: Interval) -> tuple[Any, Any]:
+  """Finite centre and radius of an interval; an infinite or NaN end gives an infinite radius."""
+  centre, radius = x.centre, x.radius
+  bounded = jnp.isfinite(centre) & jnp.isfinite(radius)
+  return jnp.where(bounded, centre, 0), jnp.where(bounded, radius, jnp.inf)
+
+
+def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
+              rows: Sequence[Any]) -> tuple[list[Any], Any]:
+  """The pull-back of a row: sum_i <rows[i], outputs[i]> as rows on the perturbed operands, and an offset.
+
+  Args:
+    eqn: an affine equation.
+    operands: its known operands; anything in the place of the perturbed ones.
+    perturbed: which operands are perturbed.
+    rows: one array of the shape of each output.
+
+  Returns:
+    One array of the shape of each perturbed operand, in order, and the scalar constant part.
+  """
+  slots = [i for i, p in enumerate(perturbed) if p]
+
+  def fill(xs, rest):
+    put = dict(zip(slots, xs))
+    return [put.get(i, x) for i, x in enumerate(rest)]
+
+  zeros = [jnp.zeros(eqn.inputs[i].shape, eqn.inputs[i].dtype) for i in slots]
+  offset: Any = jnp.zeros((), rows[0].dtype)
+  linear = list(operands)
+  constants = [i for i, v in enumerate(eqn.inputs) if not perturbed[i] and jnp.issubdtype(v.dtype, jnp.floating)]
+  if constants and eqn.primitive not in WEIGHTED:  # x + b, concatenate([x, b]), ...: affine, not linear
+    offset = sum(map(jnp.vdot, rows, rebind(eqn, *fill(zeros, operands))), offset)
+    for i in constants:
+      linear[i] = jnp.zeros_like(operands[i])
+  # linear_transpose refuses nonlinear primitives; vjp would silently linearise them.
+  transpose = jax.linear_transpose(lambda *xs: rebind(eqn, *fill(xs, linear)), *zeros)
+  return list(transpose(list(rows))), offset

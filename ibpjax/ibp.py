@@ -1,0 +1,171 @@
+"""IBP: bounds of any function by running it on boxes."""
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ibpjax import affine, nonlinear, rounding
+from ibpjax.elementwise import image as elementwise_image
+from ibpjax.elementwise import recognise
+from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validate
+from ibpjax.program import Equation, Program, Value, argument_names, rebind, source_line, trace
+from ibpjax.rows import Walk
+
+
+def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None = None,
+        intermediates: bool = False, round_outward: bool = False) -> Callable:
+  """Interval bound propagation: `f` on boxes instead of arrays.
+
+  The returned function takes the arguments of `f`, any of which (inputs, parameters, parts of
+  them) may hold Intervals or LpBalls in the place of arrays, and returns the tree of `f`'s result
+  with an Interval for each array: for every choice of points in the sets, f's result lies in it.
+  It is pure: it composes with `jax.jit`, `jax.vmap`, `jax.grad` and sharding. Its cost is about
+  two runs of `f`.
+
+  Args:
+    f: any JAX function of supported primitives. With `elide=False` on one example or on a batch;
+      with `elide=True` on one example, and `jax.vmap` makes the batch.
+    elide: bound the outputs by pulling them back through the affine operations at the end of
+      `f` to the last nonlinear values, so that a margin merges with the last layer. Never looser
+      (in exact arithmetic); costs one row per element of the output.
+    intermediate: bounds to use for the values inside `f` in place of computed ones, e.g. tighter
+      ones of another method, or split ones.
+    intermediates: also return the bounds of the operands of all nonlinear operations, so that
+      the result is the pair (bounds, Intermediates).
+    round_outward: widen every step by what floating point may have moved it, so that the bounds
+      hold for the exact and for the computed `f` (see `rounding`). Certificates use it.
+
+  Raises:
+    NotImplementedError: `f` does something to a perturbed value that no rule bounds; names the
+      operation, the shapes and the line.
+    TypeError, ValueError: an input set is not a finite float box; `f` returns integers.
+
+  Source: Gowal et al. 2018; elision: Lyu et al. 2021, section 5.1 of the supplement.
+  """
+  def bounded(*args, **kwargs):
+    # Certificates assume products of full precision: GPUs and TPUs multiply float32 in less by default.
+    with jax.default_matmul_precision('highest') if round_outward else contextlib.nullcontext():
+      program, inputs, out_tree = trace(f, args, kwargs, recognise)
+      names = argument_names(f, args, kwargs)
+      inputs = [validate(x, next(names)) if is_set(x) else x for x in inputs]
+      for v in program.outputs:
+        _check_output(v)
+      forward = Forward(program, inputs, intermediate, round_outward)
+      result = jax.tree.unflatten(out_tree, [forward.output(v, elide) for v in program.outputs])
+    return (result, forward.intermediates()) if intermediates else result
+  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+
+
+class Forward:
+  """One run of a program on boxes; keeps the bounds of all values.
+
+  Attributes:
+    env: value id -> Interval for perturbed values, array for known ones.
+    wanted: value id -> the nonlinear equation that first acts on the value.
+  """
+
+  def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
+               round_outward: bool = False):
+    self.program = program
+    self.round_outward = round_outward
+    balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
+    self.env = program.environment([x.hull if isinstance(x, LpBall) else x for x in inputs])
+    self.walk = Walk(program, self.env, balls)
+    self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
+    self.wanted: dict[int, Equation] = {}
+    for eqn in program.equations:
+      self._advance(eqn, {} if given is None else given.bounds)
+
+  def _advance(self, eqn: Equation, given: dict[int, Interval]) -> None:
+    env = self.env
+    perturbed = [v.id in self.program.perturbed for v in eqn.inputs]
+    if not any(perturbed):
+      env |= zip((v.id for v in eqn.outputs), rebind(eqn, *[env[v.id] for v in eqn.inputs]), strict=True)
+      return
+    if affine.is_affine(eqn, perturbed):
+      if any(v.id in self.near_balls for v in eqn.inputs):
+        self.near_balls |= {v.id for v in eqn.outputs}
+    else:
+      for v in (v for v, p in zip(eqn.inputs, perturbed) if p and v.id not in self.wanted and v.dtype != jnp.bool_):
+        self.wanted[v.id] = eqn
+        if v.id in given:
+          env[v.id] = _accepted(given[v.id], v)
+        elif v.id in self.near_balls and v.id not in self.walk.balls:
+          env[v.id] = self._by_rows(v)
+    operands = [env[v.id] for v in eqn.inputs]
+    out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
+    env |= {v.id: jax.tree.map(lambda x, v=v: x.astype(v.dtype), x) for v, x in zip(eqn.outputs, out, strict=True)}
+
+  def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
+    """The bounds of one equation, some of whose operands are Intervals."""
+    if eqn.body is not None:
+      return self._scan(eqn, operands)
+    if affine.is_affine(eqn, [is_set(x) for x in operands]):
+      return affine.image(eqn, operands)
+    out = nonlinear.image(eqn, operands)
+    return [elementwise_image(eqn, operands)] if out is None else out
+
+  def _scan(self, eqn: Equation, operands: list[Any]) -> list[Any]:
+    """A scan whose step is IBP on the body: one compiled loop, whatever its length."""
+    body, params = eqn.body, eqn.params
+    assert body is not None
+    first, last = params['num_consts'], params['num_consts'] + params['num_carry']
+
+    def lift(x, v):
+      return as_interval(x) if v.id in body.perturbed else x
+
+    def advance(carry, xs):
+      env = Forward(body, [*args[:first], *carry, *xs], round_outward=self.round_outward).env
+      out = [env[v.id] for v in body.outputs]
+      return list(map(lift, out[:last - first], body.inputs[first:last])), out[last - first:]
+
+    args = list(map(lift, operands, body.inputs))
+    carry, ys = jax.lax.scan(advance, args[first:last], args[last:], length=params['length'],
+                             reverse=params['reverse'], unroll=params['unroll'])
+    return [*carry, *ys]
+
+  def _by_rows(self, v: Value) -> Interval:
+    """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
+    x = self.walk.bound_elements(v)
+    if not self.round_outward:
+      return x
+    slack = rounding.allowance(self.program, self.env | self.walk.balls, v)
+    return Interval(x.lower - slack, x.upper + slack)
+
+  def output(self, v: Value, elide: bool) -> Interval:
+    """The bounds of an output; what overflowed or turned into NaN is unbounded."""
+    x = self.env[v.id]
+    if v.id in self.program.perturbed and v.dtype != jnp.bool_ and (elide or v.id in self.near_balls):
+      x = self._by_rows(v)
+    return _honest(as_interval(jnp.asarray(x) if not is_set(x) else x))
+
+  def intermediates(self) -> Intermediates:
+    """The bounds of the operands of all nonlinear equations."""
+    return Intermediates({i: _honest(self.env[i]) for i in self.wanted},
+                         tuple((i, str(e.primitive), source_line(e)) for i, e in self.wanted.items()))
+
+
+def _honest(x: Interval) -> Interval:
+  """Ends that overflowed past their own side, or are NaN, say nothing: they become infinite."""
+  if x.dtype == jnp.bool_:
+    return x
+  return Interval(jnp.where(x.lower < jnp.inf, x.lower, -jnp.inf), jnp.where(x.upper > -jnp.inf, x.upper, jnp.inf))
+
+
+def _accepted(x: Interval, v: Value) -> Interval:
+  """Bounds handed in for a value, checked for shape."""
+  if x.shape != v.shape:
+    raise ValueError(f'intermediate bounds of value {v.id} have shape {x.shape}, the value has {v.shape}: '
+                     'they belong to another function or to other shapes')
+  return Interval(x.lower.astype(v.dtype), x.upper.astype(v.dtype))
+
+
+def _check_output(v: Value) -> None:
+  if not (jnp.issubdtype(v.dtype, jnp.floating) or v.dtype == jnp.bool_):
+    raise TypeError(f'the function returns {v.dtype}{list(v.shape)}; only floats (and comparisons) have bounds. '
+                    'Return the scores and not their argmax, or leave this output out')

@@ -1,0 +1,194 @@
+"""Intervals and input sets: the values that go into a bound and come out of it."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def pytree(cls: type) -> Any:
+  """Class decorator: a frozen dataclass that is also a pytree."""
+  return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@pytree
+class Interval:
+  """All `x` with `lower <= x <= upper`, elementwise.
+
+  Attributes:
+    lower: array of any shape and float dtype.
+    upper: array of the same shape and dtype.
+
+  Comparisons of intervals are intervals of booleans: `lower` says "always", `upper` says
+  "possibly". Ends may be infinite in results; input sets must be finite.
+  """
+  lower: Any
+  upper: Any
+
+  shape = property(lambda self: self.lower.shape)
+  ndim = property(lambda self: self.lower.ndim)
+  size = property(lambda self: self.lower.size)
+  dtype = property(lambda self: self.lower.dtype)
+  centre = property(lambda self: self.lower / 2 + self.upper / 2)
+  radius = property(lambda self: self.upper / 2 - self.lower / 2)
+  width = property(lambda self: self.upper - self.lower)
+
+
+@pytree
+class LpBall:
+  """All `x` with `||x - centre||_p <= eps`, the norm taken over all elements of the array.
+
+  Attributes:
+    centre: array of any shape and float dtype.
+    eps: scalar radius, in the units of `centre`.
+    p: the order of the norm, 1 <= p < inf (the l-infinity ball is an Interval).
+  """
+  centre: Any
+  eps: Any
+  p: float = dataclasses.field(metadata=dict(static=True))
+
+  shape = property(lambda self: self.centre.shape)
+  ndim = property(lambda self: self.centre.ndim)
+  size = property(lambda self: self.centre.size)
+  dtype = property(lambda self: self.centre.dtype)
+
+  @property
+  def hull(self) -> Interval:
+    """The least Interval that holds the ball."""
+    return Interval(self.centre - self.eps, self.centre + self.eps)
+
+
+@pytree
+class Intermediates:
+  """Bounds of the values inside a function that its nonlinear operations act on.
+
+  Attributes:
+    bounds: value id -> Interval, in the order of computation. Ids depend on the function, its
+      static arguments and the shapes alone, so the bounds of one call can be edited (split,
+      intersected, replaced) and handed to another: `ibp(f, intermediate=...)`.
+    sources: (value id, operation, line of the user's code) of each, for reports.
+  """
+  bounds: dict[int, Interval]
+  sources: tuple[tuple[int, str, str], ...] = dataclasses.field(default=(), metadata=dict(static=True))
+
+
+def is_set(x: Any) -> bool:
+  """Whether `x` is a set of values (Interval or LpBall) and not an array."""
+  return isinstance(x, (Interval, LpBall))
+
+
+def as_interval(x: Any) -> Interval:
+  """`x` itself if it is an Interval, else the degenerate interval [x, x]."""
+  return x if isinstance(x, Interval) else Interval(x, x)
+
+
+def hull(a: Any, b: Any) -> Interval:
+  """The least Interval that holds two intervals or arrays of one shape."""
+  a, b = as_interval(a), as_interval(b)
+  return Interval(jnp.minimum(a.lower, b.lower), jnp.maximum(a.upper, b.upper))
+
+
+def _floating(x: Any, name: str) -> jax.Array:
+  """`x` as a float array, or an error that names it."""
+  dtype = getattr(x, 'dtype', None) or np.asarray(x).dtype
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(f'{name} has dtype {dtype}; bounds need floating point: convert it first, '
+                    f'e.g. {name}.astype(jnp.float32) / 255 for images stored as uint8')
+  return jnp.asarray(x)
+
+
+def concrete(*xs: Any) -> bool:
+  """Whether none of `xs` is being traced, so that its values can be looked at."""
+  return not any(isinstance(x, jax.core.Tracer) for x in xs)
+
+
+def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Interval:
+  """The l-infinity ball around `x`, clipped to [minimum, maximum] when these are given.
+
+  Args:
+    x: array of any shape and float dtype, e.g. images scaled to [0, 1].
+    eps: radius in the units of `x`, >= 0; a scalar or an array that broadcasts to `x`.
+    minimum, maximum: the valid range of `x`, scalars or arrays that broadcast to `x`.
+
+  Returns:
+    Interval of the shape and dtype of `x`.
+
+  Raises:
+    TypeError: `x` holds integers.
+    ValueError: eps is negative or not finite, or `x` leaves [minimum, maximum]. Inside `jit`
+      values cannot be looked at: there such a box bounds nothing and every result is infinite.
+  """
+  x = _floating(x, 'x')
+  check_eps(eps)
+  lower, upper = x - jnp.asarray(eps, x.dtype), x + jnp.asarray(eps, x.dtype)
+  inside: Any = jnp.asarray(eps) >= 0
+  if minimum is not None:
+    lower, inside = jnp.maximum(lower, jnp.asarray(minimum, x.dtype)), inside & (x >= minimum)
+  if maximum is not None:
+    upper, inside = jnp.minimum(upper, jnp.asarray(maximum, x.dtype)), inside & (x <= maximum)
+  if concrete(inside):
+    if not bool(jnp.all(inside)):
+      raise ValueError(f'x has values in [{jnp.min(x)}, {jnp.max(x)}], outside [minimum, maximum] = '
+                       f'[{minimum}, {maximum}]: scale x (images to [0, 1], say) or widen the range')
+    return Interval(lower, upper)
+  return Interval(jnp.where(inside, lower, jnp.nan), jnp.where(inside, upper, jnp.nan))
+
+
+def lp_ball(x: Any, eps: Any, p: float = 2.) -> LpBall | Interval:
+  """The lp ball around `x`: all points at distance at most `eps`, 1 <= p <= inf.
+
+  Args:
+    x: array of any shape and float dtype; the norm runs over all of its elements.
+    eps: scalar radius in the units of `x`, >= 0.
+    p: order of the norm; p = inf gives an Interval.
+
+  IBP bounds the affine maps next to the input with the dual norm (Lyu et al. 2021, section 2.1)
+  and goes on with boxes.
+  """
+  x = _floating(x, 'x')
+  if not p >= 1:
+    raise ValueError(f'p is {p}; lp balls need 1 <= p <= inf')
+  check_eps(eps)
+  if np.isinf(p):
+    return linf_ball(x, eps)
+  eps = jnp.asarray(eps, x.dtype)
+  if eps.ndim:
+    raise ValueError(f'eps has shape {eps.shape}; the radius of an lp ball is a scalar (use vmap for batches)')
+  return LpBall(x, eps if concrete(eps) else jnp.where(eps >= 0, eps, jnp.nan), float(p))
+
+
+def check_eps(eps: Any) -> None:
+  """Raises if a radius is negative, infinite or NaN."""
+  if concrete(eps) and not bool(np.all((np.asarray(eps) >= 0) & np.isfinite(np.asarray(eps)))):
+    raise ValueError(f'eps is {eps}; a radius is finite and >= 0')
+
+
+def validate(x: Interval | LpBall, name: str) -> Interval | LpBall:
+  """An input set that bounds may be computed from, or an error naming the input and the remedy.
+
+  Under a trace values cannot be looked at; there an invalid element (lower > upper, NaN,
+  infinite) becomes (-inf, inf), so that no certificate can follow from it.
+  """
+  if isinstance(x, LpBall):
+    box = LpBall(_floating(x.centre, f'the centre of {name}'), _floating(x.eps, f'eps of {name}'), x.p)
+    ok = jnp.isfinite(box.centre) & jnp.isfinite(box.eps) & (box.eps >= 0)
+    if concrete(ok):
+      if not bool(jnp.all(ok)):
+        raise ValueError(f'{name} has a centre or eps that is NaN, infinite or negative: input sets are finite')
+      return box
+    return LpBall(box.centre, jnp.where(jnp.all(ok), box.eps, jnp.inf), x.p)
+  lower, upper = _floating(x.lower, f'the lower end of {name}'), _floating(x.upper, f'the upper end of {name}')
+  if lower.shape != upper.shape or lower.dtype != upper.dtype:
+    raise ValueError(f'{name} has a lower end {lower.dtype}{list(lower.shape)} and an upper end '
+                     f'{upper.dtype}{list(upper.shape)}: both ends need one shape and one dtype')
+  ok = (lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper)
+  if not concrete(ok):
+    return Interval(jnp.where(ok, lower, -jnp.inf), jnp.where(ok, upper, jnp.inf))
+  if not bool(jnp.all(ok)):
+    at = tuple(int(i) for i in np.argwhere(~np.asarray(ok))[0])
+    raise ValueError(f'{name} is not a finite box: at index {at} it is [{lower[at]}, {upper[at]}]; '
+                     'ends must be finite, not NaN, and lower <= upper')
+  return Interval(lower, upper)

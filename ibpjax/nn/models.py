@@ -1,0 +1,117 @@
+"""The networks of the certified-training papers, by the names the papers use.
+
+All take batches (batch, height, width, channels), or (batch, features) for `mlp`, and return
+logits. Weights and biases start from U(+-1/sqrt(fan_in)), as published.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ibpjax.nn.batch_norm import BatchNorm
+from ibpjax.nn.initializers import bias_uniform, fan_in_uniform
+from ibpjax.nn.sequential import Sequential, flatten
+
+
+def dense(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+  """A fully connected layer, initialised as published."""
+  return nnx.Linear(features_in, features_out, kernel_init=fan_in_uniform, bias_init=bias_uniform(features_in), rngs=rngs)
+
+
+def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> nnx.Conv:
+  """A square convolution with the same explicit padding on all sides, initialised as published."""
+  return nnx.Conv(channels_in, channels_out, (size, size), strides=stride, padding=((padding, padding),) * 2,
+                  kernel_init=fan_in_uniform, bias_init=bias_uniform(size * size * channels_in), rngs=rngs)
+
+
+def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[int], *, input_shape: tuple[int, int, int],
+                  classes: int, activation: Callable = jax.nn.relu, batch_norm: bool = False, rngs: nnx.Rngs) -> Sequential:
+  """Convolutions, then dense layers, an activation after each but the last.
+
+  Args:
+    convs: (channels, kernel size, stride, padding) of each convolution.
+    hidden: widths of the hidden dense layers.
+    input_shape: (height, width, channels) of one image.
+    classes: number of logits.
+    activation: elementwise function.
+    batch_norm: put BatchNorm before every activation.
+    rngs: NNX random streams.
+  """
+  layers: list[Any] = []
+  height, width, channels = input_shape
+
+  def activate(features):
+    layers.extend([BatchNorm(features)] if batch_norm else [])
+    layers.append(activation)
+
+  for features, size, stride, padding in convs:
+    layers.append(conv(channels, features, size, stride, padding, rngs))
+    activate(features)
+    height, width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
+    if height < 1 or width < 1:
+      raise ValueError(f'images of {input_shape[0]}x{input_shape[1]} are too small for this network: a {size}x{size} '
+                       'convolution has no room. Use padding, or mlp')
+    channels = features
+  layers.append(flatten)
+  features_in = height * width * channels
+  for features in hidden:
+    layers.append(dense(features_in, features, rngs))
+    activate(features)
+    features_in = features
+  layers.append(dense(features_in, classes, rngs))
+  return Sequential(layers)
+
+
+def mlp(hidden: Sequence[int] = (256, 256), *, input_shape: tuple[int, ...] = (28, 28, 1), classes: int = 10,
+        activation: Callable = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
+  """A multilayer perceptron on the flattened input."""
+  layers: list[Any] = [flatten]
+  features_in = int(np.prod(input_shape))
+  for features in hidden:
+    layers += [dense(features_in, features, rngs), activation]
+    features_in = features
+  return Sequential([*layers, dense(features_in, classes, rngs)])
+
+
+def dm_small(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, valid: bool = False,
+             rngs: nnx.Rngs) -> Sequential:
+  """DM-small: two convolutions, one hidden layer of 100; 828 806 parameters on MNIST.
+
+  Args:
+    valid: no padding (Gowal et al. 2018) in the place of padding 2 (Lyu et al. 2021).
+  """
+  pad = 0 if valid else 2
+  return convolutional([(16, 4, 2, pad), (32, 4, 1, pad)], [100], input_shape=input_shape, classes=classes, rngs=rngs)
+
+
+def dm_medium(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, valid: bool = False,
+              rngs: nnx.Rngs) -> Sequential:
+  """DM-medium: four convolutions, two hidden layers of 512; 2 466 282 parameters on MNIST.
+
+  Args:
+    valid: no padding (Gowal et al. 2018) in the place of 1 and 2 (Lyu et al. 2021).
+  """
+  one, two = (0, 0) if valid else (1, 2)
+  return convolutional([(32, 3, 1, one), (32, 4, 2, two), (64, 3, 1, one), (64, 4, 2, two)], [512, 512],
+                       input_shape=input_shape, classes=classes, rngs=rngs)
+
+
+def wk_small(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, rngs: nnx.Rngs) -> Sequential:
+  """The small network of Wong and Kolter (2018): two strided convolutions, one hidden layer of 100."""
+  return convolutional([(16, 4, 2, 1), (32, 4, 2, 1)], [100], input_shape=input_shape, classes=classes, rngs=rngs)
+
+
+def cnn7(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
+         batch_norm: bool = True, rngs: nnx.Rngs) -> Sequential:
+  """CNN-7: five 3x3 convolutions, one hidden layer of 8 * width; 17 192 650 parameters on CIFAR-10.
+
+  Args:
+    width: channels of the first two convolutions; the others have twice as many.
+    batch_norm: before every activation (Shi et al. 2021). Without it this is DM-large.
+  """
+  convs = [(width, 3, 1, 1), (width, 3, 1, 1), (2 * width, 3, 2, 1), (2 * width, 3, 1, 1), (2 * width, 3, 1, 1)]
+  return convolutional(convs, [8 * width], input_shape=input_shape, classes=classes, batch_norm=batch_norm, rngs=rngs)

@@ -1,0 +1,326 @@
+"""A function as straight-line code: traced once, calls entered, every value bound once.
+
+This is the only file that knows what a jaxpr is.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax
+import flax.errors
+import jax
+import jax.extend.core as jex
+import numpy as np
+from jax import lax
+from jax.extend import source_info_util
+from jax.extend.core import primitives as P
+
+from ibpjax.interval import Interval, LpBall, is_set
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """The name of one intermediate array: an id that depends on the program alone."""
+  id: int
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  size = property(lambda self: int(np.prod(self.shape, dtype=np.int64)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+  """outputs = primitive(*inputs, **params), with the user's line it came from.
+
+  `key` is what the tables of rules are indexed by: the primitive, or the registered function
+  that a whole call was recognised as. `body` is the program of one step of a scan.
+  """
+  primitive: jex.Primitive
+  params: dict[str, Any]
+  inputs: tuple[Value, ...]
+  outputs: tuple[Value, ...]
+  source: Any
+  context: Any
+  key: Any
+  body: Program | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+  """Equations in order of computation. Values not in `perturbed` do not depend on any set."""
+  equations: tuple[Equation, ...]
+  inputs: tuple[Value, ...]
+  outputs: tuple[Value, ...]
+  constants: dict[int, Any]
+  perturbed: frozenset[int]
+
+  def environment(self, inputs: Sequence[Any]) -> dict[int, Any]:
+    """Value id -> array or set, for the constants and the inputs."""
+    return self.constants | dict(zip((v.id for v in self.inputs), inputs, strict=True))
+
+
+def rebind(eqn: Equation, *operands: Any) -> list[Any]:
+  """Runs one equation on arrays or tracers, under the user's source line."""
+  with eqn.context.manager, source_info_util.user_context(eqn.source.traceback, name_stack=eqn.source.name_stack):
+    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+  return list(out) if eqn.primitive.multiple_results else [out]
+
+
+_JAX = os.path.dirname(jax.__file__) + os.sep
+# Frames of these say how a layer is written; the user wants to know which of their lines called it.
+_LIBRARIES = (_JAX, os.path.dirname(flax.__file__) + os.sep,
+              os.path.dirname(os.path.abspath(__file__)) + os.sep, contextlib.__file__, functools.__file__)
+
+
+def source_line(eqn: Equation) -> str:
+  """`file:line (function)` of the user's code that produced an equation."""
+  if eqn.source.traceback is not None:
+    for frame in eqn.source.traceback.frames:
+      if not frame.file_name.startswith(_LIBRARIES):
+        return f'{frame.file_name}:{frame.line_num} ({frame.function_name})'
+  return source_info_util.summarize(eqn.source)
+
+
+def unsupported(eqn: Equation, why: str) -> NotImplementedError:
+  """The error for an equation that no rule bounds: primitive, shapes, user's line."""
+  shapes = ', '.join(f'{v.dtype}[{",".join(map(str, v.shape))}]' for v in eqn.inputs)
+  return NotImplementedError(f'`{eqn.primitive}` ({shapes}) {why}\n  at {source_line(eqn)}')
+
+
+# These broadcast scalars and axes of size 1 by themselves. In a Program their perturbed operands
+# have the shape of the result, so that rules need not think of it.
+BROADCASTING = frozenset({
+    P.add_p, P.sub_p, P.mul_p, P.div_p, P.rem_p, P.pow_p, P.max_p, P.min_p, P.atan2_p, P.clamp_p,
+    P.select_n_p, P.eq_p, P.ne_p, P.lt_p, P.le_p, P.gt_p, P.ge_p, P.and_p, P.or_p, P.xor_p, P.nextafter_p,
+})
+
+
+def call_body(primitive: jex.Primitive, params: dict[str, Any]) -> jex.ClosedJaxpr | None:
+  """The code that a call-like primitive runs once on its operands, or None."""
+  match primitive:
+    case P.jit_p | P.closed_call_p:
+      return params['jaxpr']
+    case P.custom_jvp_call_p | P.custom_vjp_call_p:
+      return params['call_jaxpr']
+    case P.remat_p:
+      return jex.ClosedJaxpr(params['jaxpr'], ())
+  return None
+
+
+def _internal(body: jex.ClosedJaxpr) -> bool:
+  """Whether code is jax's own. Its lines, cached from whoever called it first, are not the user's."""
+  filename = body.jaxpr.debug_info.func_filename
+  return filename is not None and filename.startswith(_JAX)
+
+
+class _Builder:
+  """Collects equations while nested code is entered; knows which values are perturbed."""
+
+  def __init__(self, recognise: Callable[[jex.JaxprEqn], Any]):
+    self.recognise = recognise
+    self.equations: list[Equation] = []
+    self.constants: dict[int, Any] = {}
+    self.perturbed: set[int] = set()
+    self.next_id = 0
+    self.caller: Any = None  # the source of the call into jax's own code that is being entered
+
+  def value(self, shape, dtype, *, perturbed: bool) -> Value:
+    v = Value(self.next_id, tuple(shape), dtype)
+    self.next_id += 1
+    if perturbed:
+      self.perturbed.add(v.id)
+    return v
+
+  def constant(self, x: Any) -> Value:
+    v = self.value(np.shape(x), x.dtype, perturbed=False)
+    self.constants[v.id] = x
+    return v
+
+  def is_perturbed(self, v: Value) -> bool:
+    return v.id in self.perturbed
+
+  def read(self, env: dict[Any, Value], atom: Any) -> Value:
+    if isinstance(atom, jex.Literal):  # .val is no ndarray in general and may be weakly typed
+      return self.constant(np.asarray(atom.val, atom.aval.dtype))
+    return env[atom]
+
+  def emit(self, eqn: jex.JaxprEqn, inputs: Sequence[Value], key: Any = None, body: Program | None = None,
+           perturbed: Sequence[bool] | None = None) -> tuple[Value, ...]:
+    if perturbed is None:
+      perturbed = [any(map(self.is_perturbed, inputs))] * len(eqn.outvars)
+    outputs = tuple(self.value(v.aval.shape, v.aval.dtype, perturbed=p) for v, p in zip(eqn.outvars, perturbed))
+    self.equations.append(Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, self.caller or eqn.source_info,
+                                   eqn.ctx, eqn.primitive if key is None else key, body))
+    return outputs
+
+  def broadcast(self, eqn: jex.JaxprEqn, v: Value, shape: tuple[int, ...]) -> Value:
+    """`v` broadcast to `shape` by an equation of its own."""
+    params = dict(shape=shape, broadcast_dimensions=tuple(range(len(v.shape))) if v.shape else (), sharding=None)
+    out = self.value(shape, v.dtype, perturbed=True)
+    self.equations.append(Equation(lax.broadcast_in_dim_p, params, (v,), (out,), self.caller or eqn.source_info,
+                                   eqn.ctx, lax.broadcast_in_dim_p))
+    return out
+
+  def inline(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
+    """Adds the equations of `jaxpr`, its calls entered where something perturbed goes in.
+
+    A call on known operands stays one equation: custom gradients, straight-through tricks and
+    `stop_gradient` on weights keep their meaning.
+    """
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(self.constant, consts), *args), strict=True))
+    for eqn in jaxpr.eqns:
+      inputs = [self.read(env, v) for v in eqn.invars]
+      outputs: Sequence[Value]
+      if not any(map(self.is_perturbed, inputs)):
+        outputs = self.emit(eqn, inputs)
+      elif (key := self.recognise(eqn)) is not None:
+        outputs = self.emit(eqn, inputs, key)
+      elif (body := call_body(eqn.primitive, eqn.params)) is not None:
+        caller = self.caller
+        if caller is None and _internal(body):
+          self.caller = eqn.source_info
+        outputs = self.inline(body.jaxpr, body.consts, inputs)
+        self.caller = caller
+      elif eqn.primitive is P.scan_p:
+        outputs = self.scan(eqn, inputs)
+      else:
+        if eqn.primitive in BROADCASTING:
+          shape = eqn.outvars[0].aval.shape
+          inputs = [self.broadcast(eqn, v, shape) if self.is_perturbed(v) and v.shape != shape else v for v in inputs]
+        outputs = self.emit(eqn, inputs)
+      env.update(zip(eqn.outvars, outputs, strict=True))
+    return [self.read(env, v) for v in jaxpr.outvars]
+
+  def scan(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> tuple[Value, ...]:
+    """A scan as one equation. A carry is perturbed if it starts so or if a step makes it so."""
+    first, last = eqn.params['num_consts'], eqn.params['num_consts'] + eqn.params['num_carry']
+    flags = [self.is_perturbed(v) for v in inputs]
+    while True:
+      body = _build(eqn.params['jaxpr'], flags, self.recognise)
+      out = [v.id in body.perturbed for v in body.outputs]
+      carry = [a or b for a, b in zip(flags[first:last], out[:last - first])]
+      if carry == flags[first:last]:
+        return self.emit(eqn, inputs, body=body, perturbed=[*carry, *out[last - first:]])
+      flags[first:last] = carry
+
+
+def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool], recognise: Callable[[jex.JaxprEqn], Any]) -> Program:
+  builder = _Builder(recognise)
+  inputs = tuple(builder.value(v.aval.shape, v.aval.dtype, perturbed=p)
+                 for v, p in zip(closed.jaxpr.invars, perturbed, strict=True))
+  outputs = tuple(builder.inline(closed.jaxpr, closed.consts, inputs))
+  return Program(tuple(builder.equations), inputs, outputs, builder.constants, frozenset(builder.perturbed))
+
+
+def trace(f: Callable, args: tuple, kwargs: dict, recognise: Callable[[jex.JaxprEqn], Any]) -> tuple[Program, list, Any]:
+  """`f` as a Program, its inputs, and the tree of its result.
+
+  Arrays and sets of values become inputs; every other leaf (flags, names, None) stays static.
+
+  Args:
+    f: any JAX function.
+    args, kwargs: its arguments, where Intervals and LpBalls may stand for arrays.
+    recognise: equation -> key of the table row that bounds it as a whole, or None to enter it.
+  """
+  leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_set)
+  dynamic = [is_set(x) or isinstance(x, (jax.Array, np.ndarray, np.generic)) for x in leaves]
+  inputs = [x for x, d in zip(leaves, dynamic) if d]
+  if not any(map(is_set, inputs)):
+    raise TypeError('none of the arguments is an Interval or an LpBall, so there is nothing to bound: '
+                    'make one, e.g. with ibpjax.linf_ball(x, eps)')
+  out_tree = None
+
+  def flat(*xs):
+    nonlocal out_tree
+    it: Iterator = iter(xs)
+    a, k = jax.tree.unflatten(tree, [next(it) if d else x for x, d in zip(leaves, dynamic)])
+    try:
+      out, out_tree = jax.tree.flatten(f(*a, **k))
+    except flax.errors.TraceContextError as e:
+      e.add_note('A Flax module that the function closes over changed its state while it was bounded. Call '
+                 'model.eval() first, or pass the module as an argument, or nnx.split it and nnx.merge inside.')
+      raise
+    return out
+
+  representatives = [x.lower if isinstance(x, Interval) else x.centre if isinstance(x, LpBall) else x for x in inputs]
+  closed = jax.make_jaxpr(flat)(*representatives)
+  return _build(closed, [is_set(x) for x in inputs], recognise), inputs, out_tree
+
+
+def argument_names(f: Callable, args: tuple, kwargs: dict) -> Iterator[str]:
+  """A readable name for each set among the arguments, in the order of their leaves."""
+  for path, x in jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_set)[0]:
+    if is_set(x):
+      where, rest = path[0], path[1:]
+      first = f'argument {rest[0].idx}' if where.idx == 0 else f'argument {rest[0].key!r}'
+      yield first + jax.tree_util.keystr(rest[1:])
+
+
+# ------------------------------------------------------------------ recognising whole functions
+def fingerprint(jaxpr: Any, consts: Sequence[Any] = ()) -> Any:
+  """A hashable description of elementwise code: equal for equal code, whatever its shapes and names.
+
+  Structure, not a name or a location in a file, decides what a call computes. Broadcasts of
+  scalars disappear, nested calls are entered, so that one traced scalar example describes all.
+  None for code that closes over arrays.
+  """
+  numbers: dict[Any, Any] = {v: i for i, v in enumerate((*jaxpr.constvars, *jaxpr.invars))}
+  lines: list[Any] = []
+
+  def describe(env, atom):
+    if isinstance(atom, jex.Literal):  # an array is equal to nothing, not even to itself
+      return ('literal', str(atom.aval.dtype), np.asarray(atom.val).item()) if np.ndim(atom.val) == 0 else object()
+    return env[atom]
+
+  def walk(jaxpr, env):
+    for eqn in jaxpr.eqns:
+      inputs = [describe(env, v) for v in eqn.invars]
+      if (body := call_body(eqn.primitive, eqn.params)) is not None and not body.consts:
+        out = walk(body.jaxpr, dict(zip((*body.jaxpr.constvars, *body.jaxpr.invars), inputs)))
+      elif eqn.primitive is lax.broadcast_in_dim_p and eqn.invars[0].aval.shape == ():
+        out = inputs
+      else:
+        params = tuple(sorted((k, str(v)) for k, v in eqn.params.items() if k not in ('sharding', 'out_sharding')))
+        lines.append((eqn.primitive.name, params, tuple(inputs)))
+        out = [(len(lines), i) for i in range(len(eqn.outvars))]
+      env.update(zip(eqn.outvars, out, strict=True))
+    return [describe(env, v) for v in jaxpr.outvars]
+
+  if consts:
+    return None
+  outputs = walk(jaxpr, numbers)
+  return tuple(lines), tuple(outputs)
+
+
+class Recogniser:
+  """Finds registered functions of one array (and known scalars) by the structure of their code.
+
+  Args:
+    functions: key of a table row -> ((function, number of array arguments), ...), e.g.
+      `jax.nn.softplus`, which reaches a trace as a call of ten primitives.
+  """
+
+  def __init__(self, functions: dict[Any, Sequence[tuple[Callable, int]]]):
+    self.functions = functions
+    self._known = functools.cache(self._trace_known)
+
+  def _trace_known(self, dtype: str, weak: tuple[bool, ...]) -> dict[Any, Any]:
+    """fingerprint -> key, at one dtype; traced on scalars once."""
+    args = [jax.ShapeDtypeStruct((), dtype, weak_type=w) for w in weak]
+    return {fingerprint(jax.make_jaxpr(fn)(*args).jaxpr): key
+            for key, variants in self.functions.items() for fn, arity in variants if arity == len(weak)}
+
+  def __call__(self, eqn: jex.JaxprEqn) -> Any:
+    body = call_body(eqn.primitive, eqn.params)
+    if body is None or not eqn.invars or len(body.jaxpr.outvars) != 1:
+      return None
+    shape, dtype = eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype
+    if any(v.aval.shape not in (shape, ()) or v.aval.dtype != dtype for v in eqn.invars):
+      return None
+    weak = tuple(bool(v.aval.weak_type) for v in eqn.invars)
+    return self._known(str(dtype), weak).get(fingerprint(body.jaxpr, body.consts))

@@ -1,0 +1,148 @@
+"""Rounding: how far floating point may have moved a bound, and the widening that makes up for it.
+
+Standard model of floating point (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+chapters 2 and 3): each operation is exact up to a relative u, so a sum of n products is exact up
+to gamma_n = n u / (1 - n u) times the sum of their absolute values, in any order of summation.
+Both the function itself and its bound are computed so; the constant 4 below covers both.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as P
+
+from ibpjax import affine, nonlinear
+from ibpjax.elementwise import TABLE as ELEMENTWISE
+from ibpjax.interval import Interval, LpBall, is_set
+from ibpjax.program import Equation, Program, Value, rebind
+
+# Affine operations that round; the other affine ones only move data.
+_SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p,
+                   P.scatter_add_p}) | affine.WEIGHTED
+# Elementwise functions that return one of their arguments, up to sign.
+_EXACT = frozenset({P.max_p, P.min_p, P.abs_p})
+# Relative error of one elementwise function in units of u; the test suite measures it per row.
+FUNCTION_ROUNDINGS = 16
+
+
+def unit(eqn: Equation) -> float:
+  """The unit roundoff u of an equation: half an ulp of its least precise operand or result."""
+  floats = [v.dtype for v in (*eqn.inputs, *eqn.outputs) if jnp.issubdtype(v.dtype, jnp.floating)]
+  u = max(float(jnp.finfo(d).eps) for d in floats) / 2
+  precision = eqn.params.get('precision')
+  if precision is not None and any(p != lax.Precision.HIGHEST for p in np.ravel(np.asarray(precision, object))):
+    u = max(u, 2. ** -8)  # products in bfloat16, asked for by the model itself
+  return u
+
+
+def gamma(n: float, u: float) -> float:
+  """n u / (1 - n u), infinite where the model says nothing any more."""
+  return n * u / (1 - n * u) if n * u < .5 else float('inf')
+
+
+def roundings(eqn: Equation) -> tuple[int, int]:
+  """(terms summed into one output element, output elements that one input element enters)."""
+  sizes = [v.size for v in eqn.inputs]
+  match eqn.primitive:
+    case P.dot_general_p:
+      (contract, other), (batch, _) = eqn.params['dimension_numbers']
+      terms = int(np.prod([eqn.inputs[0].shape[i] for i in contract], dtype=np.int64))
+      shared = terms * int(np.prod([eqn.inputs[0].shape[i] for i in batch], dtype=np.int64))
+      return terms, max(sizes) // max(shared, 1)
+    case P.conv_general_dilated_p:
+      kernel, dims = eqn.inputs[1], eqn.params['dimension_numbers'].rhs_spec
+      return kernel.size // kernel.shape[dims[0]], kernel.size // kernel.shape[dims[1]]
+    case P.reduce_sum_p:
+      return sizes[0] // max(eqn.outputs[0].size, 1), 1
+    case P.reduce_window_sum_p:
+      terms = int(np.prod(eqn.params['window_dimensions'], dtype=np.int64))
+      return terms, terms
+    case P.cumsum_p:
+      n = eqn.inputs[0].shape[eqn.params['axis']]
+      return n, n
+    case P.scatter_add_p:
+      return sizes[2] + 1, 1
+    case P.gather_p | P.broadcast_in_dim_p | lax.tile_p:
+      return 1, eqn.outputs[0].size
+  return 1, 1
+
+
+def _wider(x: Any, relative: float) -> Any:
+  """An interval widened by `relative` times the largest magnitude of each element."""
+  if not isinstance(x, Interval):
+    return x
+  slack = relative * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) + jnp.finfo(x.dtype).tiny
+  return Interval(x.lower - slack, x.upper + slack)
+
+
+def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
+  """One step of IBP, widened by the rounding of the equation and of its bound."""
+  if eqn.body is not None or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
+    return step(eqn, operands)  # a scan widens inside; comparisons are exact
+  u = unit(eqn)
+  if eqn.key in _SUMS:
+    terms, _ = roundings(eqn)
+    # |W| (r + 4 (gamma_n + u) |x|) covers the sums of the function, of the centre and of the radius.
+    if terms > 1:
+      operands = [_wider(x, 4 * gamma(terms + 1, u)) for x in operands]
+    return [_wider(x, 4 * u) for x in step(eqn, operands)]
+  exact = eqn.key in affine.INCREASING or eqn.key in _EXACT or eqn.key in nonlinear.MONOTONE or eqn.key in nonlinear.TABLE
+  if exact or eqn.key not in ELEMENTWISE:
+    return step(eqn, operands)
+  return [_wider(x, FUNCTION_ROUNDINGS * u) for x in step(eqn, operands)]
+
+
+def magnitude(x: Any) -> Any:
+  """The largest absolute value of each element of an array or a set."""
+  if isinstance(x, LpBall):
+    return jnp.abs(x.centre) + x.eps
+  if isinstance(x, Interval):
+    return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+  return jnp.abs(x) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else x
+
+
+def _magnitudes(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
+  """The sum of the absolute values of all terms of an affine equation."""
+  match eqn.primitive:
+    case P.sub_p:
+      return [operands[0] + operands[1]]
+    case P.neg_p:
+      return [operands[0]]
+  return rebind(eqn, *operands)
+
+
+def allowance(program: Program, env: dict[int, Any], value: Value) -> Any:
+  """How far rounding may move bounds of `value` that come from rows pulled back to nonlinear values.
+
+  The bound is a sum of products of coefficients and ends of boxes. Its terms are those of the
+  forward computation, so that their absolute values sum to a forward pass on magnitudes,
+  and each term is rounded at most N times on the way, whatever the order.
+
+  Args:
+    program: the program.
+    env: value id -> array or set, for all values before `value`.
+    value: what is bounded.
+
+  Returns:
+    array of the shape of `value`, >= 0.
+  """
+  flags = {id(e): [v.id in program.perturbed for v in e.inputs] for e in program.equations}
+  needed, tail = {value.id}, []
+  for eqn in reversed(program.equations):
+    if any(v.id in needed for v in eqn.outputs) and affine.is_affine(eqn, flags[id(eqn)]):
+      tail.append(eqn)
+      needed |= {v.id for v in eqn.inputs}
+  produced: dict[int, Any] = {}
+  count, u = 4, float(jnp.finfo(value.dtype).eps) / 2
+  for eqn in reversed(tail):
+    operands = [produced[v.id] if v.id in produced else magnitude(env[v.id]) for v in eqn.inputs]
+    count += sum(roundings(eqn)) + 2 * len(eqn.inputs)
+    count += sum(v.size for v in eqn.inputs if v.id not in produced and is_set(env[v.id]))  # the final dot product
+    u = max(u, unit(eqn))
+    produced |= zip((v.id for v in eqn.outputs), _magnitudes(eqn, operands), strict=True)
+  total = produced[value.id] if value.id in produced else magnitude(env[value.id])
+  return 4 * gamma(count, u) * total + jnp.finfo(value.dtype).tiny

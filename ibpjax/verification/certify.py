@@ -1,0 +1,118 @@
+"""Certificates: which examples no perturbation within a radius can change."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ibpjax.ibp import ibp
+from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
+from ibpjax.margins import check_labels, margins
+
+METHODS = ('ibp',)
+NORMS = {'linf': np.inf, 'l2': 2., 'l1': 1.}
+
+
+@pytree
+class Certificate:
+  """Lower bounds of the specification of each example, already reduced by the rounding allowance.
+
+  Attributes:
+    lower: (batch, rows), guaranteed lower bounds over the input set.
+    clean: (batch, rows), the values at the examples themselves.
+  """
+  lower: Any
+  clean: Any
+
+  @property
+  def verified(self) -> Any:
+    """(batch,) booleans: every row is certainly > 0. Ties and NaN are not."""
+    return jnp.all(self.lower > 0, axis=-1)
+
+  @property
+  def correct(self) -> Any:
+    """(batch,) booleans: every row is > 0 at the example itself."""
+    return jnp.all(self.clean > 0, axis=-1)
+
+
+def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str = 'linf',
+            clip: tuple[float, float] | None = (0., 1.), method: str = 'ibp') -> Certificate:
+  """Certifies a specification of `f` on the ball of radius `eps` around each example.
+
+  Bounds are computed at the highest matmul precision, elided, and widened by a computed
+  allowance for rounding: they hold for the exact and for the floating-point network.
+
+  Args:
+    f: (params, x) -> (classes,) logits of one example. `ibpjax.batched` makes one of a model of
+      batches. Hand in the same function object for each batch: it is compiled once.
+    params: its first argument.
+    xs: (batch, ...) examples, floats, unperturbed.
+    spec: (batch,) integer labels, to certify all margins z_y - z_j; or rows (C, d), C of shape
+      (rows, classes) and d of shape (rows,), to certify C z + d > 0 for every example.
+    eps: radius in the units of `xs`, a scalar.
+    norm: 'linf', 'l2' or 'l1'.
+    clip: valid range of the inputs; the l-infinity ball is cut to it. None for no range.
+    method: 'ibp'.
+
+  Returns:
+    Certificate.
+
+  Raises:
+    TypeError, ValueError: bad argument, named with its remedy.
+    RuntimeError: a bound excludes the value at the example itself, which no sound bound does.
+
+  Source: Gowal et al. 2018.
+  """
+  if method not in METHODS:
+    raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
+  if norm not in NORMS:
+    raise ValueError(f'norm is {norm!r}; it is one of {", ".join(NORMS)}')
+  xs = jnp.asarray(xs)
+  if not jnp.issubdtype(xs.dtype, jnp.floating):
+    raise TypeError(f'xs has dtype {xs.dtype}: convert images to floats first, e.g. xs.astype(jnp.float32) / 255')
+  check_eps(eps)
+  if clip is not None:
+    if concrete(eps) and norm == 'linf' and float(eps) > clip[1] - clip[0]:
+      raise ValueError(f'eps is {eps}, more than the whole range {clip} of the inputs: give it in their units '
+                       '(8/255 and not 8)')
+    if concrete(xs) and xs.size and not bool(jnp.all((xs >= clip[0]) & (xs <= clip[1]))):
+      raise ValueError(f'xs has values in [{xs.min()}, {xs.max()}], outside of clip = {clip}: scale the inputs or '
+                       'widen clip')
+  classes = jax.eval_shape(f, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)).shape
+  if len(classes) != 1:
+    raise ValueError(f'f returns shape {classes} for one example; certify needs (classes,). For a model of batches '
+                     'use ibpjax.batched(f)')
+  labelled = not isinstance(spec, tuple)
+  if labelled:
+    spec = check_labels(spec, classes[0])
+    if spec.shape != xs.shape[:1]:
+      raise ValueError(f'{spec.shape} labels for {len(xs)} examples: give one label an example')
+  else:
+    spec = tuple(jnp.asarray(part, xs.dtype) for part in spec)
+    if spec[0].ndim != 2 or spec[0].shape[1] != classes[0] or spec[1].shape != spec[0].shape[:1]:
+      raise ValueError(f'spec has shapes {spec[0].shape} and {spec[1].shape}; the rows of C z + d > 0 have shapes '
+                       f'(rows, {classes[0]}) and (rows,)')
+  certificate = _bounds(f, params, xs, spec, eps, norm=norm, clip=clip, labelled=labelled)
+  if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
+    raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '
+                       'report it with the function and the inputs')
+  return certificate
+
+
+@functools.partial(jax.jit, static_argnames=('f', 'norm', 'clip', 'labelled'))
+def _bounds(f, params, xs, spec, eps, *, norm, clip, labelled):
+  def specification(params, x, spec):
+    z = f(params, x)
+    return margins(z, spec) if labelled else spec[0] @ z + spec[1]
+
+  def one(params, x, spec):
+    ball = linf_ball(x, eps, *(clip or ())) if norm == 'linf' else lp_ball(x, eps, NORMS[norm])
+    lower = ibp(specification, elide=True, round_outward=True)(params, ball, spec).lower
+    return Certificate(lower, specification(params, x, spec))
+
+  with jax.default_matmul_precision('highest'):
+    return jax.vmap(one, in_axes=(None, 0, 0 if labelled else None))(params, xs, spec)
