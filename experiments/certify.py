@@ -6,14 +6,16 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from flax import nnx
 
 import ibpjax
 from experiments import plots, runs
 from experiments.data import DATASETS
 from experiments.evaluation import evaluate, table
+from ibpjax.training import split
 from ibpjax.verification.certify import METHODS
 
 FLAGS = flags.FLAGS
@@ -30,30 +32,29 @@ def draw_boxes(path: pathlib.Path, f, params, x, eps: float, key) -> None:
   everything = ibpjax.ibp(f, intermediates=True)
 
   def layers(box):
-    out, inner = everything(params, box)
-    bounds = [box, *inner.bounds.values(), out]
-    return bounds, inner.sources
+    out, hidden = everything(params, box)
+    return [box, *hidden.bounds.values(), out], hidden.sources
 
   box = ibpjax.linf_ball(x, eps, 0., 1.)
   bounds, sources = layers(box)
   uniform, signs = jax.random.split(key)
-  t = jax.random.uniform(uniform, (128, *x.shape))
-  t = np.concatenate([t, jax.random.bernoulli(signs, shape=(128, *x.shape))])
-  points = box.lower + (box.upper - box.lower) * t
+  inner, corners = jax.random.uniform(uniform, (128, *x.shape)), jax.random.bernoulli(signs, shape=(128, *x.shape))
+  points = box.lower + box.width * jnp.concatenate([inner, corners.astype(x.dtype)])
   values = jax.lax.map(lambda p: [b.lower for b in layers(ibpjax.Interval(p, p))[0]], points)
-  names = ['input', *(f'{i}: into {operation}' for i, (_, operation, _) in enumerate(sources, 1)), 'logits']
+  names = ['input', *(f'{i}: before {operation}' for i, (_, operation, _) in enumerate(sources, 1)), 'logits']
   plots.boxes(path, names, [np.asarray(b.width) for b in bounds], [np.asarray(np.ptp(v, axis=0)) for v in values],
               f'{len(x)} test examples, eps {eps:g}')
 
 
 def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)  # of the checkpoint library
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   run = pathlib.Path(FLAGS.run)
   config = runs.read_config(run)
   eps = config['eps'] if FLAGS.eps is None else FLAGS.eps
   data = DATASETS[config['dataset']]()
-  graphdef, params, averages = nnx.split(runs.build_model(config['model'], data, config['seed']), nnx.Param, ...)
+  graphdef, (params, averages) = split(runs.build_model(config['model'], data, config['seed']))
   state = runs.restore(run, dict(params=params, averages=averages))
 
   def batch_model(state, x):

@@ -18,15 +18,13 @@ def evaluate(f: Callable, params: Any, data: Dataset, eps: float, *, method: str
     RuntimeError: an example is both verified and successfully attacked: a bound is wrong.
   """
   attack = jax.jit(lambda params, x, y, key: pgd(f, params, x, y, eps, key, steps=pgd_steps, restarts=pgd_restarts)[1])
-  correct, attacked, verified = [], [], []
+  seen: list[tuple[Any, Any, Any]] = []
   for start in range(0, len(data.test_images), batch_size):
     x, y = data.test_images[start:start + batch_size], data.test_labels[start:start + batch_size]
     certificate = ibpjax.certify(f, params, x, y, eps, method=method)
     worst = attack(params, x, y, jax.random.fold_in(jax.random.key(seed), start))
-    correct.append(certificate.correct)
-    attacked.append(worst <= 0)
-    verified.append(certificate.verified)
-  correct, attacked, verified = map(np.concatenate, (correct, attacked, verified))
+    seen.append((certificate.correct, worst <= 0, certificate.verified))
+  correct, attacked, verified = (np.concatenate(parts) for parts in zip(*seen))
   broken = np.flatnonzero(verified & attacked)
   if len(broken):
     raise RuntimeError(f'test examples {broken.tolist()} are verified at eps {eps} and yet misclassified within it: '

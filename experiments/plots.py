@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+import matplotlib.pyplot as plt  # the backend is chosen first
 
 
 def curves(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
@@ -21,18 +21,19 @@ def curves(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
   middle.plot(epochs, get('test_error'), label='natural')
   middle.plot(epochs, get('test_verified_error'), label='IBP-verified, target eps')
   middle.set(xlabel='epoch', ylabel='test error [%]', ylim=(0, 102))
-  middle.legend(frameon=False)
-  right.plot(epochs, get('eps'), label='eps')
-  right.plot(epochs, get('kappa'), label='kappa (weight of the natural loss)')
-  right.set(xlabel='epoch', ylim=(0, None))
-  right.legend(frameon=False)
+  middle.legend(frameon=False, loc='center right')
+  right.plot(epochs, np.divide(get('eps'), max(get('eps')) or 1), label=f'eps / {max(get("eps")):g}')
+  right.plot(epochs, get('kappa'), label='kappa, weight of the natural loss')
+  right.set(xlabel='epoch', ylim=(0, 1.25))
+  right.legend(frameon=False, loc='upper center')
   for axis in (left, middle, right):
     axis.spines[['top', 'right']].set_visible(False)
   figure.savefig(path, dpi=120)
   plt.close(figure)
 
 
-def boxes(path: pathlib.Path, names: list[str], widths: list[np.ndarray], sampled: list[np.ndarray], title: str) -> None:
+def boxes(path: pathlib.Path, names: list[str], widths: list[np.ndarray], sampled: list[np.ndarray],
+          title: str) -> None:
   """Interval widths layer by layer, beside the range that random points of the box really reach.
 
   Args:

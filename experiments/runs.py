@@ -4,17 +4,18 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from experiments.data import DATASETS, Dataset
+from experiments.data import Dataset
 from ibpjax import nn
 
-MODELS = {'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
+MODELS: dict[str, Callable[..., nn.Sequential]] = {
+    'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
 
 
 def build_model(name: str, data: Dataset, seed: int) -> nn.Sequential:
@@ -53,7 +54,7 @@ def read_config(out: pathlib.Path) -> dict[str, Any]:
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:
   """One JSON line."""
   with path.open('a') as file:
-    file.write(json.dumps({k: float(v) if isinstance(v, (np.generic, jax.Array)) else v for k, v in record.items()}) + '\n')
+    file.write(json.dumps(record) + '\n')
 
 
 def _named(state: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; made anew.')
 
 
 def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)  # of the checkpoint library
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   if FLAGS.warmup_epochs + FLAGS.ramp_epochs > FLAGS.epochs:
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'--batch_size={FLAGS.batch_size} is more than the {len(data.train_images)} examples')
   out = pathlib.Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)
-  runs.write_config(out, {f.name: f.value for f in FLAGS.flags_by_module_dict()[argv_module()]})
+  runs.write_config(out, {f.name: f.value for f in FLAGS.get_key_flags_for_module(argv[0])})
   metrics_path = out / 'metrics.jsonl'
   metrics_path.unlink(missing_ok=True)
 
@@ -69,7 +70,8 @@ def main(argv: list[str]) -> None:
     box = ibpjax.linf_ball(data.test_images, FLAGS.eps, 0., 1.)
     clean = jax.vmap(one, (None, 0, 0))(model, data.test_images, data.test_labels)
     bound = jax.vmap(ibpjax.ibp(one, elide=True), (None, 0, 0))(model, box, data.test_labels).lower
-    return dict(test_error=100 * jnp.mean(~(clean.min(-1) > 0)), test_verified_error=100 * jnp.mean(~(bound.min(-1) > 0)))
+    error = lambda margin: 100 * jnp.mean(~(margin.min(-1) > 0))
+    return dict(test_error=error(clean), test_verified_error=error(bound))
 
   rng, start, records = np.random.default_rng(FLAGS.seed), time.time(), []
   for epoch in tqdm(range(1, FLAGS.epochs + 1), desc='training', unit='epoch', disable=None):
@@ -83,16 +85,11 @@ def main(argv: list[str]) -> None:
     records.append(dict(epoch=epoch, step=int(state.step), **means | last, **tested, seconds=time.time() - start))
     runs.append(metrics_path, records[-1])
     if not np.isfinite(means['loss']):
-      raise FloatingPointError(f'the loss is {means["loss"]} in epoch {epoch}; lower --learning_rate or lengthen --ramp_epochs')
+      raise FloatingPointError(f'the loss is {means["loss"]} in epoch {epoch}: lower --learning_rate or lengthen '
+                               '--ramp_epochs')
   runs.save(out, dict(params=state.params, averages=state.averages))
   plots.curves(out / 'curves.png', records)
-  logging.info('trained %d epochs in %.0f s; %s', FLAGS.epochs, records[-1]['seconds'], out)
   print(f'trained {FLAGS.epochs} epochs in {records[-1]["seconds"]:.0f} s: {out}/curves.png, {out}/metrics.jsonl')
-
-
-def argv_module() -> str:
-  """The name under which absl files the flags of this script."""
-  return next(name for name, found in FLAGS.flags_by_module_dict().items() if any(f.name == 'ramp_epochs' for f in found))
 
 
 if __name__ == '__main__':

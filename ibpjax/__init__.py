@@ -9,6 +9,6 @@ from ibpjax.margins import batched, margins
 from ibpjax.verification.certify import Certificate, certify
 
 __all__ = [
-    '__version__', 'Certificate', 'Elementwise', 'Intermediates', 'Interval', 'LpBall', 'adaptive', 'batched', 'certify',
-    'constant', 'elementwise', 'ibp', 'linf_ball', 'lp_ball', 'margins', 'nn', 'tight',
+    'Certificate', 'Elementwise', 'Intermediates', 'Interval', 'LpBall', '__version__', 'adaptive', 'batched',
+    'certify', 'constant', 'elementwise', 'ibp', 'linf_ball', 'lp_ball', 'margins', 'nn', 'tight',
 ]

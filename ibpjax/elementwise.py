@@ -197,8 +197,8 @@ def extremes(fn: Callable[[Any], Any], x: Interval, k: Any, points: Sequence[Any
 
 def critical_points(rule: Elementwise, k: Any, known: Sequence[Any]) -> Sequence[Any]:
   """The points of a rule at slope k, free of gradients where these are 0 anyway."""
-  points = rule.critical(k, *known)
-  return points if rule.critical_is_trained else [lax.stop_gradient(p) for p in points]
+  points = tuple(rule.critical(k, *known))
+  return points if rule.critical_is_trained else tuple(lax.stop_gradient(p) for p in points)
 
 
 def image(eqn: Equation, operands: Sequence[Any]) -> Interval:

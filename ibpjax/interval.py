@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+T = TypeVar('T')
 
-def pytree(cls: type) -> Any:
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def pytree(cls: type[T]) -> type[T]:
   """Class decorator: a frozen dataclass that is also a pytree."""
   return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 

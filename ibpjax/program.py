@@ -112,6 +112,11 @@ def call_body(primitive: jex.Primitive, params: dict[str, Any]) -> jex.ClosedJax
   return None
 
 
+def _aval(atom: Any) -> Any:
+  """Shape, dtype and weak type of a variable or literal of a jaxpr."""
+  return atom.aval
+
+
 def _internal(body: jex.ClosedJaxpr) -> bool:
   """Whether code is jax's own. Its lines, cached from whoever called it first, are not the user's."""
   filename = body.jaxpr.debug_info.func_filename
@@ -146,14 +151,14 @@ class _Builder:
 
   def read(self, env: dict[Any, Value], atom: Any) -> Value:
     if isinstance(atom, jex.Literal):  # .val is no ndarray in general and may be weakly typed
-      return self.constant(np.asarray(atom.val, atom.aval.dtype))
+      return self.constant(np.asarray(atom.val, _aval(atom).dtype))
     return env[atom]
 
   def emit(self, eqn: jex.JaxprEqn, inputs: Sequence[Value], key: Any = None, body: Program | None = None,
            perturbed: Sequence[bool] | None = None) -> tuple[Value, ...]:
     if perturbed is None:
       perturbed = [any(map(self.is_perturbed, inputs))] * len(eqn.outvars)
-    outputs = tuple(self.value(v.aval.shape, v.aval.dtype, perturbed=p) for v, p in zip(eqn.outvars, perturbed))
+    outputs = tuple(self.value(_aval(v).shape, _aval(v).dtype, perturbed=p) for v, p in zip(eqn.outvars, perturbed))
     self.equations.append(Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, self.caller or eqn.source_info,
                                    eqn.ctx, eqn.primitive if key is None else key, body))
     return outputs
@@ -190,7 +195,7 @@ class _Builder:
         outputs = self.scan(eqn, inputs)
       else:
         if eqn.primitive in BROADCASTING:
-          shape = eqn.outvars[0].aval.shape
+          shape = _aval(eqn.outvars[0]).shape
           inputs = [self.broadcast(eqn, v, shape) if self.is_perturbed(v) and v.shape != shape else v for v in inputs]
         outputs = self.emit(eqn, inputs)
       env.update(zip(eqn.outvars, outputs, strict=True))
@@ -211,13 +216,14 @@ class _Builder:
 
 def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool], recognise: Callable[[jex.JaxprEqn], Any]) -> Program:
   builder = _Builder(recognise)
-  inputs = tuple(builder.value(v.aval.shape, v.aval.dtype, perturbed=p)
+  inputs = tuple(builder.value(_aval(v).shape, _aval(v).dtype, perturbed=p)
                  for v, p in zip(closed.jaxpr.invars, perturbed, strict=True))
   outputs = tuple(builder.inline(closed.jaxpr, closed.consts, inputs))
   return Program(tuple(builder.equations), inputs, outputs, builder.constants, frozenset(builder.perturbed))
 
 
-def trace(f: Callable, args: tuple, kwargs: dict, recognise: Callable[[jex.JaxprEqn], Any]) -> tuple[Program, list, Any]:
+def trace(f: Callable, args: tuple, kwargs: dict,
+          recognise: Callable[[jex.JaxprEqn], Any]) -> tuple[Program, list, Any]:
   """`f` as a Program, its inputs, and the tree of its result.
 
   Arrays and sets of values become inputs; every other leaf (flags, names, None) stays static.
@@ -274,7 +280,7 @@ def fingerprint(jaxpr: Any, consts: Sequence[Any] = ()) -> Any:
 
   def describe(env, atom):
     if isinstance(atom, jex.Literal):  # an array is equal to nothing, not even to itself
-      return ('literal', str(atom.aval.dtype), np.asarray(atom.val).item()) if np.ndim(atom.val) == 0 else object()
+      return ('literal', str(_aval(atom).dtype), np.asarray(atom.val).item()) if np.ndim(atom.val) == 0 else object()
     return env[atom]
 
   def walk(jaxpr, env):
@@ -282,7 +288,7 @@ def fingerprint(jaxpr: Any, consts: Sequence[Any] = ()) -> Any:
       inputs = [describe(env, v) for v in eqn.invars]
       if (body := call_body(eqn.primitive, eqn.params)) is not None and not body.consts:
         out = walk(body.jaxpr, dict(zip((*body.jaxpr.constvars, *body.jaxpr.invars), inputs)))
-      elif eqn.primitive is lax.broadcast_in_dim_p and eqn.invars[0].aval.shape == ():
+      elif eqn.primitive is lax.broadcast_in_dim_p and _aval(eqn.invars[0]).shape == ():
         out = inputs
       else:
         params = tuple(sorted((k, str(v)) for k, v in eqn.params.items() if k not in ('sharding', 'out_sharding')))
@@ -319,8 +325,8 @@ class Recogniser:
     body = call_body(eqn.primitive, eqn.params)
     if body is None or not eqn.invars or len(body.jaxpr.outvars) != 1:
       return None
-    shape, dtype = eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype
-    if any(v.aval.shape not in (shape, ()) or v.aval.dtype != dtype for v in eqn.invars):
+    shape, dtype = _aval(eqn.outvars[0]).shape, _aval(eqn.outvars[0]).dtype
+    if any(_aval(v).shape not in (shape, ()) or _aval(v).dtype != dtype for v in eqn.invars):
       return None
-    weak = tuple(bool(v.aval.weak_type) for v in eqn.invars)
+    weak = tuple(bool(_aval(v).weak_type) for v in eqn.invars)
     return self._known(str(dtype), weak).get(fingerprint(body.jaxpr, body.consts))

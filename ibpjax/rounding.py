@@ -16,15 +16,15 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import affine, nonlinear
-from ibpjax.elementwise import TABLE as ELEMENTWISE
 from ibpjax.interval import Interval, LpBall, is_set
 from ibpjax.program import Equation, Program, Value, rebind
 
 # Affine operations that round; the other affine ones only move data.
 _SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p,
                    P.scatter_add_p}) | affine.WEIGHTED
-# Elementwise functions that return one of their arguments, up to sign.
-_EXACT = frozenset({P.max_p, P.min_p, P.abs_p})
+# What returns one of its arguments, up to sign, or is a rounding by definition (casts).
+_EXACT = (affine.INCREASING | nonlinear.MONOTONE | {P.max_p, P.min_p, P.abs_p, P.neg_p, P.select_n_p, P.stop_gradient_p,
+                                                    P.convert_element_type_p}) - _SUMS
 # Relative error of one elementwise function in units of u; the test suite measures it per row.
 FUNCTION_ROUNDINGS = 16
 
@@ -49,7 +49,7 @@ def roundings(eqn: Equation) -> tuple[int, int]:
   sizes = [v.size for v in eqn.inputs]
   match eqn.primitive:
     case P.dot_general_p:
-      (contract, other), (batch, _) = eqn.params['dimension_numbers']
+      (contract, _), (batch, _) = eqn.params['dimension_numbers']
       terms = int(np.prod([eqn.inputs[0].shape[i] for i in contract], dtype=np.int64))
       shared = terms * int(np.prod([eqn.inputs[0].shape[i] for i in batch], dtype=np.int64))
       return terms, max(sizes) // max(shared, 1)
@@ -90,8 +90,7 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     if terms > 1:
       operands = [_wider(x, 4 * gamma(terms + 1, u)) for x in operands]
     return [_wider(x, 4 * u) for x in step(eqn, operands)]
-  exact = eqn.key in affine.INCREASING or eqn.key in _EXACT or eqn.key in nonlinear.MONOTONE or eqn.key in nonlinear.TABLE
-  if exact or eqn.key not in ELEMENTWISE:
+  if eqn.key in _EXACT:
     return step(eqn, operands)
   return [_wider(x, FUNCTION_ROUNDINGS * u) for x in step(eqn, operands)]
 

@@ -63,7 +63,8 @@ class Walk:
 
   def back(self, value: Value, row: Dense) -> tuple[dict[int, Dense], Any]:
     """`<row, value>` as rows on inputs and outputs of nonlinear equations, and an offset."""
-    rows, ends, offset = {value.id: row}, {}, jnp.zeros((), row.coefficients.dtype)
+    rows, ends = {value.id: row}, dict[int, Dense]()
+    offset: Any = jnp.zeros((), row.coefficients.dtype)
     for eqn in reversed(self.program.equations):
       if not any(v.id in rows for v in eqn.outputs):
         continue

@@ -19,7 +19,8 @@ from ibpjax.nn.sequential import Sequential, flatten
 
 def dense(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
   """A fully connected layer, initialised as published."""
-  return nnx.Linear(features_in, features_out, kernel_init=fan_in_uniform, bias_init=bias_uniform(features_in), rngs=rngs)
+  return nnx.Linear(features_in, features_out, kernel_init=fan_in_uniform, bias_init=bias_uniform(features_in),
+                    rngs=rngs)
 
 
 def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> nnx.Conv:
@@ -28,8 +29,9 @@ def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: i
                   kernel_init=fan_in_uniform, bias_init=bias_uniform(size * size * channels_in), rngs=rngs)
 
 
-def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[int], *, input_shape: tuple[int, int, int],
-                  classes: int, activation: Callable = jax.nn.relu, batch_norm: bool = False, rngs: nnx.Rngs) -> Sequential:
+def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[int], *,
+                  input_shape: tuple[int, int, int], classes: int, activation: Callable = jax.nn.relu,
+                  batch_norm: bool = False, rngs: nnx.Rngs) -> Sequential:
   """Convolutions, then dense layers, an activation after each but the last.
 
   Args:

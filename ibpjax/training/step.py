@@ -28,8 +28,15 @@ class TrainState:
   def create(cls, model: Sequential, optimizer: optax.GradientTransformation) -> tuple[Any, TrainState]:
     """(graphdef, state) of a fresh model; `nnx.merge(graphdef, state.params, state.averages)` is the model."""
     refuse_stock_batch_norm(model)
-    graphdef, params, averages = nnx.split(model, nnx.Param, ...)
+    graphdef, (params, averages) = split(model)
     return graphdef, cls(params, averages, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def split(model: nnx.Module) -> tuple[Any, tuple[Any, Any]]:
+  """(graphdef, (params, averages)) of a model; `nnx.merge(graphdef, params, averages)` is the model."""
+  graphdef, *states = nnx.split(model, nnx.Param, ...)
+  params, averages = states
+  return graphdef, (params, averages)
 
 
 def refuse_stock_batch_norm(model: nnx.Module) -> None:
@@ -83,5 +90,5 @@ def train_step(state: TrainState, images: Any, labels: Any, *, graphdef: Any,
   metrics |= dict(loss=value, gradient_norm=optax.global_norm(gradients))
   model = nnx.merge(graphdef, state.params, state.averages)
   model.record(stats)
-  averages = nnx.split(model, nnx.Param, ...)[2]
+  _, (_, averages) = split(model)
   return TrainState(optax.apply_updates(state.params, updates), averages, opt_state, state.step + 1), metrics
