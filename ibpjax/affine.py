@@ -67,10 +67,12 @@ def _scaled(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """x * c or x / c by the sign of c; 0 times an infinite end is 0, a division by 0 unknown."""
   slot = 0 if isinstance(operands[0], Interval) else 1
   x, c = operands[slot], operands[1 - slot]
-  run = lambda end: rebind(eqn, *([end, c] if slot == 0 else [c, end]))[0]
+  divides = eqn.primitive is P.div_p
+  weight = jnp.where(c == 0, 1, c) if divides else c  # no 1/0, for the sake of gradients
+  run = lambda end: rebind(eqn, *([end, weight] if slot == 0 else [weight, end]))[0]
   positive = c >= 0
   lower, upper = run(_where(positive, x.lower, x.upper)), run(_where(positive, x.upper, x.lower))
-  if eqn.primitive is P.div_p:
+  if divides:
     return Interval(jnp.where(c == 0, -jnp.inf, lower), jnp.where(c == 0, jnp.inf, upper))
   return Interval(jnp.where(c == 0, 0, lower), jnp.where(c == 0, 0, upper))
 

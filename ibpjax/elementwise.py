@@ -133,9 +133,9 @@ def elementwise(rule: Elementwise) -> Callable[[Callable], Callable]:
     @functools.wraps(fn)
     def registered(x, *known):
       x = jnp.asarray(x)
-      known = [jnp.asarray(c, x.dtype) for c in known]
-      shape = jnp.broadcast_shapes(x.shape, *(c.shape for c in known))
-      return elementwise_call_p.bind(*(jnp.broadcast_to(a, shape) for a in (x, *known)), fn=fn, rule=rule)
+      operands = [x, *(jnp.asarray(c, x.dtype) for c in known)]
+      shape = jnp.broadcast_shapes(*(a.shape for a in operands))
+      return elementwise_call_p.bind(*(jnp.broadcast_to(a, shape) for a in operands), fn=fn, rule=rule)
     return registered
   return register
 
@@ -153,7 +153,7 @@ def _batch(args, dims, *, fn, rule):
 
 def _jvp(primals, tangents, *, fn, rule):
   del rule
-  return jax.jvp(fn, primals, [ad.instantiate_zeros(t) for t in tangents])
+  return jax.jvp(fn, primals, tuple(map(ad.instantiate_zeros, tangents)))
 
 
 elementwise_call_p.def_impl(jax.jit(_call, static_argnames=('fn', 'rule')))
@@ -197,7 +197,7 @@ def extremes(fn: Callable[[Any], Any], x: Interval, k: Any, points: Sequence[Any
 
 def critical_points(rule: Elementwise, k: Any, known: Sequence[Any]) -> Sequence[Any]:
   """The points of a rule at slope k, free of gradients where these are 0 anyway."""
-  points = tuple(rule.critical(k, *known))
+  points: tuple[Any, ...] = tuple(rule.critical(k, *known))
   return points if rule.critical_is_trained else tuple(lax.stop_gradient(p) for p in points)
 
 

@@ -1,0 +1,222 @@
+"""One small function, or several, for every row of every table. The laws run over them.
+
+A row without a case fails `test_every_row_has_a_case`.
+"""
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as P
+
+from ibpjax import Elementwise, Interval, elementwise
+from ibpjax.elementwise import recognise
+from ibpjax.program import trace
+
+
+def noise(*shape):
+  """The same numbers whenever it is asked: a case must be one function."""
+  return np.random.default_rng(7).normal(size=shape)
+
+
+W = noise(6, 6)
+KERNEL = noise(2, 3, 2, 4)  # HWIO
+COLUMN = np.array([[2.], [-3.]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A function of one array, tested on boxes around `centre + normal noise`.
+
+  Attributes:
+    f: the function.
+    shape: of its argument.
+    centre, spread: where boxes are.
+    radii: of the boxes that soundness is tested on.
+    exact: the bound is the exact range, so 1 % less of it is wrong.
+    loosest: greatest allowed ratio of width and sampled range at radius 1e-3.
+    count: points to sample a box at; fewer where a batch is slow (one convolution kernel a point).
+  """
+  f: Callable
+  shape: tuple[int, ...] = (6,)
+  centre: float = 0.
+  spread: float = 1.
+  radii: tuple[float, ...] = (0., 1e-3, .3, 2.)
+  exact: bool = True
+  loosest: float = 1.01
+  count: int = 25_000
+
+
+def conv(strides=(1, 1), padding='VALID', lhs_dilation=None, rhs_dilation=None, groups=1, batch_groups=1,
+         kernel=KERNEL):
+  """A two-dimensional convolution of one NHWC image by a known kernel."""
+  def f(x):
+    k = jnp.asarray(kernel, x.dtype)
+    return lax.conv_general_dilated(x, k, strides, padding, lhs_dilation, rhs_dilation, ('NHWC', 'HWIO', 'NHWC'),
+                                    feature_group_count=groups, batch_group_count=batch_groups)
+  return f
+
+
+def pool(init, op, size=(1, 2, 2, 1), strides=(1, 2, 2, 1), padding='VALID', **kwargs):
+  return lambda x: lax.reduce_window(x, init, op, size, strides, padding, **kwargs)
+
+
+def known(a, x):
+  return jnp.asarray(a, x.dtype)
+
+
+@elementwise(Elementwise(lambda k, r: (jnp.zeros_like(r), r), trend=1, critical_is_trained=True))
+def ramp(x, r):
+  """ParamRamp with slope .1 outside of [0, r] (Lyu et al. 2021, section 3.1)."""
+  return .1 * x + .9 * jnp.clip(x, jnp.zeros_like(r), r)
+
+
+IMAGE = (1, 6, 5, 2)
+AFFINE = {
+    'add': Case(lambda x: x + lax.rev(x, (0,))),
+    'add known': Case(lambda x: x + known(W[0], x)),
+    'add jaxvals': Case(lambda x: P.add_jaxvals_p.bind(x, 2 * x)),
+    'broadcast': Case(lambda x: lax.broadcast_in_dim(x, (2, 6, 3), (1,)) * known(noise(2, 6, 3), x)),
+    'broadcast size one': Case(lambda x: x.reshape(1, 6) + known(W, x)),
+    'concatenate': Case(lambda x: jnp.concatenate([x, -x, jnp.ones(2, x.dtype)])),
+    'copy': Case(lambda x: lax.copy_p.bind(x)),
+    'cumsum': Case(lambda x: lax.cumsum(x, axis=0)),
+    'cumsum reverse': Case(lambda x: lax.cumsum(x.reshape(2, 3), axis=1, reverse=True)),
+    'dynamic slice': Case(lambda x: lax.dynamic_slice(x, (jnp.int32(2),), (3,))),
+    'dynamic update slice': Case(lambda x: lax.dynamic_update_slice(x, -x[:2], (jnp.int32(3),))),
+    'gather': Case(lambda x: x[jnp.array([5, 0, 0, 2])]),
+    'pad': Case(lambda x: lax.pad(x, jnp.asarray(3., x.dtype), [(2, 1, 1)])),
+    'pad negative': Case(lambda x: lax.pad(x, x[0], [(-1, 2, 0)])),
+    'reduce sum': Case(lambda x: x.reshape(2, 3).sum(1)),
+    'mean': Case(lambda x: x.reshape(2, 3).mean(0)),
+    'reduce window sum': Case(pool(0., lax.add, padding='SAME'), IMAGE),
+    'reduce window sum, dilated': Case(pool(0., lax.add, strides=(1, 1, 1, 1), window_dilation=(1, 2, 2, 1)), IMAGE),
+    'reshape': Case(lambda x: x.reshape(3, 2)),
+    'rev': Case(lambda x: lax.rev(x, (0,))),
+    'scatter add': Case(lambda x: jnp.zeros(4, x.dtype).at[jnp.array([1, 1, 3])].add(x[:3])),
+    'select': Case(lambda x: jnp.where(jnp.arange(6) > 2, x, jnp.asarray(5., x.dtype))),
+    'select of two': Case(lambda x: jnp.where(jnp.arange(6) % 2 == 0, x, -2 * x)),
+    'slice': Case(lambda x: x[1::2]),
+    'split': Case(lambda x: jnp.split(x, [1, 4])[1]),
+    'squeeze': Case(lambda x: lax.squeeze(x.reshape(1, 6, 1), (0, 2))),
+    'stack': Case(lambda x: jnp.stack([x, -x])),
+    'tile': Case(lambda x: jnp.tile(x, 2)),
+    'transpose': Case(lambda x: x.reshape(2, 3).T),
+    'unstack': Case(lambda x: jnp.unstack(x.reshape(2, 3))[1]),
+    'convert': Case(lambda x: lax.convert_element_type_p.bind(x, new_dtype=x.dtype, weak_type=False, sharding=None)),
+    'sharding constraint': Case(lambda x: lax.with_sharding_constraint(
+        x, jax.sharding.NamedSharding(jax.make_mesh((2,), ('d',), axis_types=(jax.sharding.AxisType.Auto,)),
+                                      jax.P('d')))),
+    'neg': Case(lambda x: -x),
+    'sub': Case(lambda x: x[:3] - x[3:]),
+    'sub from known': Case(lambda x: 1 - x),
+    'mul': Case(lambda x: known(W, x) * x.reshape(1, 6)),
+    'mul by zero': Case(lambda x: x * known([0., 1, -1, 0, 2, -2], x)),
+    'div': Case(lambda x: x / known([1., -2, 3, -4, 5, -6], x)),
+    'div broadcast': Case(lambda x: x.reshape(2, 3) / known(COLUMN, x)),
+    'dot': Case(lambda x: known(W, x) @ x),
+    'dot on the right': Case(lambda x: x.reshape(2, 3) @ known(W[:3], x)),
+    'dot batched': Case(lambda x: jnp.einsum('bi,bij->bj', x.reshape(2, 3), known(W.reshape(2, 3, 6), x))),
+    'einsum': Case(lambda x: jnp.einsum('ij,kj,l->kil', x.reshape(2, 3), known(W[:, :3], x), known(W[0], x)),
+                   loosest=6),
+    'conv': Case(conv(), IMAGE),
+    'conv strided, padded': Case(conv((2, 1), ((1, 2), (0, 3))), IMAGE),
+    'conv same': Case(conv((2, 2), 'SAME'), IMAGE),
+    'conv dilated': Case(conv(rhs_dilation=(2, 1)), IMAGE),
+    'conv transposed': Case(conv(padding=((1, 1), (2, 2)), lhs_dilation=(2, 3)), IMAGE),
+    'conv grouped': Case(conv(groups=2, kernel=KERNEL[:, :, :1]), IMAGE),
+    'conv depthwise': Case(conv(groups=2, kernel=KERNEL[:, :, :1]), IMAGE),
+    'conv batch groups': Case(conv(batch_groups=2), (2, 6, 5, 2)),
+    'conv, image known': Case(
+        lambda w: lax.conv_general_dilated(known(noise(*IMAGE), w), w, (1, 1), 'SAME',
+                                           dimension_numbers=('NHWC', 'HWIO', 'NHWC')), (2, 3, 2, 1)),
+    'conv 1d': Case(lambda x: lax.conv_general_dilated(x, known(W[:3, :6].reshape(3, 2, 3), x), (2,), 'SAME',
+                                                       dimension_numbers=('NWC', 'WIO', 'NWC')), (1, 5, 2)),
+    'conv 3d': Case(lambda x: lax.conv_general_dilated(x, known(noise(2, 2, 2, 1, 2), x), (1, 1, 1), 'SAME',
+                                                       dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')), (1, 3, 3, 2, 1)),
+    'average pool': Case(lambda x: pool(0., lax.add)(x) / 4, IMAGE),
+}
+
+SMOOTH = dict(shape=(400,), spread=3., radii=(0., 1e-3, .05, .5, 3.))
+ELEMENTWISE = {
+    'relu': Case(jax.nn.relu, **SMOOTH),
+    'relu6': Case(jax.nn.relu6, centre=2., **SMOOTH),
+    'max': Case(lambda x: lax.max(x, known(noise(400), x)), **SMOOTH),
+    'max, known first': Case(lambda x: lax.max(jnp.asarray(.5, x.dtype), x), **SMOOTH),
+    'min': Case(lambda x: jnp.minimum(x, jnp.asarray(-.5, x.dtype)), **SMOOTH),
+    'clip': Case(lambda x: jnp.clip(x, -1, 2), **SMOOTH),
+    'abs': Case(jnp.abs, **SMOOTH),
+    'square': Case(jnp.square, **SMOOTH),
+    'x ** 0': Case(lambda x: lax.integer_pow(x, 0), exact=False, **SMOOTH),
+    'x ** 1': Case(lambda x: lax.integer_pow_p.bind(x, y=1), **SMOOTH),
+    'x ** 3': Case(lambda x: lax.integer_pow(x, 3), **SMOOTH),
+    'x ** 4': Case(lambda x: lax.integer_pow(x, 4), **SMOOTH),
+    'exp': Case(jnp.exp, **SMOOTH),
+    'log': Case(jnp.log, centre=20., **SMOOTH),
+    'log1p': Case(jnp.log1p, centre=20., **SMOOTH),
+    'sqrt': Case(jnp.sqrt, centre=20., **SMOOTH),
+    'tanh': Case(jnp.tanh, **SMOOTH),
+    'sigmoid': Case(jax.nn.sigmoid, **SMOOTH),
+    'softplus': Case(jax.nn.softplus, **SMOOTH),
+    'leaky relu': Case(jax.nn.leaky_relu, **SMOOTH),
+    'leaky relu, negative slope': Case(lambda x: jax.nn.leaky_relu(x, -.5), **SMOOTH),
+    'leaky relu, known slope': Case(lambda x: jax.nn.leaky_relu(x, jnp.asarray(.3, x.dtype)), **SMOOTH),
+    'registered': Case(lambda x: ramp(x, known(np.abs(noise(400)), x)), **SMOOTH),
+}
+
+NONLINEAR = {
+    'mul of two': Case(lambda x: x[:3] * x[3:], exact=False, loosest=1.02),
+    'x * x': Case(lambda x: x * x, (400,), spread=2.),
+    'div by perturbed': Case(lambda x: x[:3] / x[3:], centre=4., radii=(0., 1e-3, .3), exact=False, loosest=1.02),
+    'known over perturbed': Case(lambda x: 1 / x, centre=4., radii=(0., 1e-3, .3)),
+    'x / x': Case(lambda x: x / x, centre=4., radii=(0., 1e-3, .3), exact=False),
+    'dot of two': Case(lambda x: jnp.dot(x[:2], x[2:4]), exact=False, loosest=1.02),
+    'conv of two': Case(
+        lambda x: lax.conv_general_dilated(x[:4].reshape(1, 4, 1), x[4:].reshape(2, 1, 1), (1,), 'VALID',
+                                           dimension_numbers=('NWC', 'WIO', 'NWC')),
+        exact=False, loosest=1.02, count=1000),
+    'max of two': Case(lambda x: jnp.maximum(x[:3], x[3:])),
+    'min of two': Case(lambda x: jnp.minimum(x[:3], x[3:])),
+    'clamp': Case(lambda x: lax.clamp(x[:2] - 2, x[2:4], x[4:] + 2), exact=False, loosest=2.),
+    'clamp known': Case(lambda x: lax.clamp(-.5, x, .5)),
+    'reduce max': Case(lambda x: x.reshape(2, 3).max(1)),
+    'reduce min': Case(lambda x: x.reshape(2, 3).min(0)),
+    'max pool': Case(pool(-np.inf, lax.max), IMAGE),
+    'max pool, overlapping': Case(pool(-np.inf, lax.max, strides=(1, 1, 1, 1), padding='SAME'), IMAGE),
+    'min pool': Case(pool(np.inf, lax.min), IMAGE),
+    'reduce precision': Case(lambda x: lax.reduce_precision(x, 8, 10), exact=False, loosest=3.),
+    'narrowing cast': Case(lambda x: x.astype(jnp.float32).astype(x.dtype), exact=False),
+    'greater': Case(lambda x: x > lax.rev(x, (0,)), exact=False),
+    'less': Case(lambda x: x < known(W[0], x), exact=False),
+    'greater equal': Case(lambda x: known(W[0], x) >= x, exact=False),
+    'less equal': Case(lambda x: x <= 0, exact=False),
+    'equal': Case(lambda x: x == lax.rev(x, (0,)), exact=False),
+    'not equal': Case(lambda x: x != known(W[0], x), exact=False),
+    'logic': Case(lambda x: ((x > 0) & (lax.rev(x, (0,)) > 0)) | ~(x < -.5) ^ (x > .5), exact=False),
+    'all, any': Case(lambda x: ((x > -1).all(), (x > 1).any()), exact=False),
+    'booleans moved': Case(
+        lambda x: jnp.where(jnp.arange(6).reshape(2, 3) > 2, (x > 0).reshape(2, 3), (x < 1).reshape(2, 3)), exact=False),
+    'comparison as number': Case(lambda x: (x > 0).astype(x.dtype), exact=False),
+    'where': Case(lambda x: jnp.where(x > 0, x, -x + 5), exact=False, loosest=2.),
+    'where, predicate broadcast': Case(lambda x: lax.select_n(x[0] > 0, x, -x), exact=False, loosest=2.1),
+    'stop gradient': Case(lax.stop_gradient),
+    'is finite': Case(jnp.isfinite, exact=False),
+    'scan': Case(lambda x: lax.scan(lambda c, w: (jax.nn.relu(w * c), c.sum()), x, known([1., -2., 3.], x)),
+                 exact=False),
+    'scan over perturbed': Case(lambda x: lax.scan(lambda c, w: (c + w, jnp.tanh(w)), jnp.zeros((), x.dtype), x,
+                                                   reverse=True)),
+}
+
+CASES = {f'{name}': case for table in (AFFINE, ELEMENTWISE, NONLINEAR) for name, case in table.items()}
+
+
+def centre_of(case: Case, seed: int = 0):
+  return jnp.asarray(case.centre + case.spread * np.random.default_rng(seed).normal(size=case.shape))
+
+
+def keys_of(f: Callable, x) -> set:
+  """The table keys of the equations of `f` that act on something perturbed."""
+  program, _, _ = trace(f, (Interval(x, x),), {}, recognise)
+  return {e.key for e in program.equations if any(v.id in program.perturbed for v in e.inputs)}

@@ -1,0 +1,23 @@
+"""Strict JAX for all tests: two virtual devices, no silent promotion of dtypes or ranks."""
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+hypothesis.settings.register_profile('ordinary', max_examples=300, deadline=None, derandomize=True)
+hypothesis.settings.register_profile('nightly', max_examples=20_000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ordinary'))
+
+
+@pytest.fixture
+def x64():
+  """Runs a test in float64, where laws hold to 1e-12 and not to 1e-5."""
+  with jax.enable_x64(True):
+    yield
