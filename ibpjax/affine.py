@@ -1,6 +1,7 @@
 """Affine primitives: which they are, the image of a box, and the pull-back of a row."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +27,10 @@ SCALING = frozenset({P.mul_p, P.div_p})
 CONTRACTIONS = frozenset({P.dot_general_p, P.conv_general_dilated_p})
 WEIGHTED = SCALING | CONTRACTIONS
 
-# Operands from this position on are predicates or indices: affine only when they are known.
+# Operands that are predicates, indices, divisors or padding: affine only when these are known.
 _CONTROL = {
     P.select_n_p: slice(0, 1), P.dynamic_slice_p: slice(1, None), P.dynamic_update_slice_p: slice(2, None),
-    P.gather_p: slice(1, None), P.scatter_add_p: slice(1, 2), P.div_p: slice(1, None),
+    P.gather_p: slice(1, None), P.scatter_add_p: slice(1, 2), P.div_p: slice(1, None), P.pad_p: slice(1, None),
 }
 
 
@@ -69,12 +70,17 @@ def _scaled(eqn: Equation, operands: Sequence[Any]) -> Interval:
   x, c = operands[slot], operands[1 - slot]
   divides = eqn.primitive is P.div_p
   weight = jnp.where(c == 0, 1, c) if divides else c  # no 1/0, for the sake of gradients
-  run = lambda end: rebind(eqn, *([end, weight] if slot == 0 else [weight, end]))[0]
   positive = c >= 0
+
+  def run(end):
+    if not divides:  # 0 times an infinite end; where both are finite, the gradient to the weight is kept
+      end = jnp.where((c == 0) & ~jnp.isfinite(end), 0, end)
+    return rebind(eqn, *([end, weight] if slot == 0 else [weight, end]))[0]
+
   lower, upper = run(_where(positive, x.lower, x.upper)), run(_where(positive, x.upper, x.lower))
   if divides:
     return Interval(jnp.where(c == 0, -jnp.inf, lower), jnp.where(c == 0, jnp.inf, upper))
-  return Interval(jnp.where(c == 0, 0, lower), jnp.where(c == 0, 0, upper))
+  return Interval(lower, upper)
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
@@ -98,6 +104,19 @@ def centre_radius(x: Interval) -> tuple[Any, Any]:
   return jnp.where(bounded, centre, 0), jnp.where(bounded, radius, jnp.inf)
 
 
+def dot(row: Any, x: Any) -> Any:
+  """<row, x>, where a coefficient of 0 meets an infinite or undefined element as 0."""
+  return jnp.sum(jnp.where(row == 0, 0, row * x))
+
+
+def _definite(eqn: Equation) -> Equation:
+  """Indices promised to be in bounds do in the pull-back what they do in a run: gathers clamp, scatters drop."""
+  modes = {P.gather_p: lax.GatherScatterMode.CLIP, P.scatter_add_p: lax.GatherScatterMode.FILL_OR_DROP}
+  if eqn.primitive in modes and eqn.params['mode'] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+    return dataclasses.replace(eqn, params=eqn.params | dict(mode=modes[eqn.primitive]))
+  return eqn
+
+
 def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
               rows: Sequence[Any]) -> tuple[list[Any], Any]:
   """The pull-back of a row: sum_i <rows[i], outputs[i]> as rows on the perturbed operands, and an offset.
@@ -112,6 +131,7 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
     One array of the shape of each perturbed operand, in order, and the scalar constant part.
   """
   slots = [i for i, p in enumerate(perturbed) if p]
+  eqn = _definite(eqn)
 
   def fill(xs, rest):
     put = dict(zip(slots, xs))
@@ -121,8 +141,9 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
   offset: Any = jnp.zeros((), rows[0].dtype)
   linear = list(operands)
   constants = [i for i, v in enumerate(eqn.inputs) if not perturbed[i] and jnp.issubdtype(v.dtype, jnp.floating)]
-  if constants and eqn.primitive not in WEIGHTED:  # x + b, concatenate([x, b]), ...: affine, not linear
-    offset = sum(map(jnp.vdot, rows, rebind(eqn, *fill(zeros, operands))), offset)
+  fills = eqn.primitive is P.gather_p and eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP
+  if fills or (constants and eqn.primitive not in WEIGHTED):  # x + b, concatenate([x, b]), ...: affine, not linear
+    offset = sum(map(dot, rows, rebind(eqn, *fill(zeros, operands))), offset)
     for i in constants:
       linear[i] = jnp.zeros_like(operands[i])
   # linear_transpose refuses nonlinear primitives; vjp would silently linearise them.

@@ -34,13 +34,32 @@ class Elementwise:
     trend: +1 if f increases and -1 if it decreases for ALL values of its known operands, else 0;
       a shortcut to the range, never needed.
     domain: (least, greatest) real argument. A box that leaves it has the range (-inf, inf).
+    pole: a point that no box may hold: there the range is (-inf, inf).
     critical_is_trained: whether points carry gradients to the known operands they come from.
       At a smooth stationary point f(x) - k x does not change to first order, so nothing is lost.
+    roundings: relative error of f as it is computed, in units of roundoff; certificates widen by
+      it. State more if the code of f cancels.
   """
   critical: Callable[..., Sequence[Any]]
   trend: int = 0
   domain: tuple[float, float] = (-np.inf, np.inf)
+  pole: float | None = None
   critical_is_trained: bool = False
+  roundings: float = 16.
+
+  def valid(self, x: Interval) -> Any:
+    """Where f is defined on the whole of a box; plain True if it is defined everywhere."""
+    if self.domain == (-np.inf, np.inf) and self.pole is None:
+      return True
+    inside = (x.lower >= self.domain[0]) & (x.upper <= self.domain[1])
+    return inside if self.pole is None else inside & ((x.lower > self.pole) | (x.upper < self.pole))
+
+  def harmless(self) -> float:
+    """A point at which f and its derivative are finite."""
+    least, greatest = self.domain
+    if np.isfinite(least) and np.isfinite(greatest):
+      return (least + greatest) / 2
+    return least + 1 if np.isfinite(least) else greatest - 1 if np.isfinite(greatest) else (self.pole or 0.) + 1
 
 
 def kinks(*at: float, trend: int = 0) -> Elementwise:
@@ -79,15 +98,15 @@ def _logit(k: Any) -> Sequence[Any]:
 
 
 def _integer_pow(params: dict[str, Any]) -> Elementwise:
-  """x**n, n >= 0. Its slope n x**(n-1) equals k at +-|k/n|**(1/(n-1))."""
+  """x**n. Its slope n x**(n-1) equals k at +-|k/n|**(1/(n-1)); for n < 0 it has a pole at 0."""
   n = params['y']
-  if n < 2:
-    return kinks(trend=1) if n == 1 else kinks()
+  if n in (0, 1):
+    return kinks(trend=n)
 
   def critical(k):
     x = jnp.abs(k / n) ** (1 / (n - 1))
-    return x, -x, jnp.zeros_like(k)
-  return Elementwise(critical, trend=n % 2)
+    return (x, -x, jnp.zeros_like(k)) if n > 0 else (x, -x)
+  return Elementwise(critical, trend=n % 2 if n > 0 else 0, pole=None if n > 0 else 0., roundings=max(16, 4 * abs(n)))
 
 
 # Keys are primitives, or functions recognised as a whole. A row that depends on the parameters of
@@ -135,6 +154,10 @@ def elementwise(rule: Elementwise) -> Callable[[Callable], Callable]:
       x = jnp.asarray(x)
       operands = [x, *(jnp.asarray(c, x.dtype) for c in known)]
       shape = jnp.broadcast_shapes(*(a.shape for a in operands))
+      out = jax.eval_shape(fn, *(jax.ShapeDtypeStruct(shape, x.dtype) for _ in operands))
+      if (out.shape, out.dtype) != (shape, x.dtype):
+        raise TypeError(f'{fn.__name__} maps {x.dtype}{list(shape)} to {out.dtype}{list(out.shape)}: a registered '
+                        'function is elementwise and keeps shape and dtype')
       return elementwise_call_p.bind(*(jnp.broadcast_to(a, shape) for a in operands), fn=fn, rule=rule)
     return registered
   return register
@@ -188,10 +211,9 @@ def unary(eqn: Equation, operands: Sequence[Any]) -> tuple[Elementwise, Callable
   return rule, fn, x, known
 
 
-def extremes(fn: Callable[[Any], Any], x: Interval, k: Any, points: Sequence[Any]) -> Interval:
-  """The least and greatest f(v) - k v over v in [l, u], from the ends and the critical points."""
-  at = [x.lower, x.upper, *(jnp.clip(jnp.asarray(p, x.dtype), x.lower, x.upper) for p in points)]
-  values = [fn(v) - k * v for v in at]
+def extremes(fn: Callable[[Any], Any], x: Interval, points: Sequence[Any]) -> Interval:
+  """The least and greatest fn(v) over v in [l, u], from the ends and the critical points."""
+  values = [fn(v) for v in (x.lower, x.upper, *(jnp.clip(jnp.asarray(p, x.dtype), x.lower, x.upper) for p in points))]
   return Interval(functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values))
 
 
@@ -204,22 +226,24 @@ def critical_points(rule: Elementwise, k: Any, known: Sequence[Any]) -> Sequence
 def image(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """The exact range of an elementwise function over a box."""
   rule, fn, x, known = unary(eqn, operands)
-  least, greatest = rule.domain
-  valid: Any = True
-  if rule.domain != (-np.inf, np.inf):
-    # Outside the domain the function runs at a harmless point, for the sake of its gradient.
-    valid = (x.lower >= least) & (x.upper <= greatest)
-    harmless = least + 1 if np.isinf(greatest) else (least + greatest) / 2
-    x = Interval(jnp.where(valid, x.lower, harmless), jnp.where(valid, x.upper, harmless))
+  x, restore = _defined(rule, x)
   if rule.trend:
     lower, upper = fn(x.lower), fn(x.upper)
-    out = Interval(lower, upper) if rule.trend > 0 else Interval(upper, lower)
-  else:
-    zero = jnp.zeros_like(x.lower)
-    out = extremes(fn, x, zero, critical_points(rule, zero, known))
+    return restore(Interval(lower, upper) if rule.trend > 0 else Interval(upper, lower))
+  return restore(extremes(fn, x, critical_points(rule, jnp.zeros_like(x.lower), known)))
+
+
+def _defined(rule: Elementwise, x: Interval) -> tuple[Interval, Callable[[Interval], Interval]]:
+  """The box, moved to a harmless point where f is not defined on it, and what makes that infinite again.
+
+  Both, so that neither a value nor a gradient is NaN.
+  """
+  valid = rule.valid(x)
   if valid is True:
-    return out
-  return Interval(jnp.where(valid, out.lower, -jnp.inf), jnp.where(valid, out.upper, jnp.inf))
+    return x, lambda out: out
+  point = rule.harmless()
+  moved = Interval(jnp.where(valid, x.lower, point), jnp.where(valid, x.upper, point))
+  return moved, lambda out: Interval(jnp.where(valid, out.lower, -jnp.inf), jnp.where(valid, out.upper, jnp.inf))
 
 
 def enclose(eqn: Equation, operands: Sequence[Any], slopes: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -230,7 +254,9 @@ def enclose(eqn: Equation, operands: Sequence[Any], slopes: Callable[..., tuple[
     the shape of the perturbed operand.
   """
   rule, fn, x, known = unary(eqn, operands)
+  x, restore = _defined(rule, x)
   below, above = slopes(fn, x.lower, x.upper)
-  low = extremes(fn, x, below, critical_points(rule, below, known)).lower
-  high = extremes(fn, x, above, critical_points(rule, above, known)).upper
-  return (below, low), (above, high)
+  low = extremes(lambda v: fn(v) - below * v, x, critical_points(rule, below, known)).lower
+  high = extremes(lambda v: fn(v) - above * v, x, critical_points(rule, above, known)).upper
+  intercepts = restore(Interval(low, high))
+  return (below, intercepts.lower), (above, intercepts.upper)

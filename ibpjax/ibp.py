@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from ibpjax import affine, nonlinear, rounding
 from ibpjax.elementwise import image as elementwise_image
 from ibpjax.elementwise import recognise
-from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validate
-from ibpjax.program import Equation, Program, Value, argument_names, rebind, source_line, trace
+from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validated
+from ibpjax.program import Equation, Program, Value, rebind, source_line, trace
 from ibpjax.rows import Walk
 
 
@@ -50,9 +50,8 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
   def bounded(*args, **kwargs):
     # Certificates assume products of full precision: GPUs and TPUs multiply float32 in less by default.
     with jax.default_matmul_precision('highest') if round_outward else contextlib.nullcontext():
+      args, kwargs = validated(args, kwargs)
       program, inputs, out_tree = trace(f, args, kwargs, recognise)
-      names = argument_names(f, args, kwargs)
-      inputs = [validate(x, next(names)) if is_set(x) else x for x in inputs]
       for v in program.outputs:
         _check_output(v)
       forward = Forward(program, inputs, intermediate, round_outward)
@@ -74,12 +73,16 @@ class Forward:
     self.program = program
     self.round_outward = round_outward
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
-    self.env = program.environment([x.hull if isinstance(x, LpBall) else x for x in inputs])
+    hull = rounding.rounded_hull if round_outward else lambda ball: ball.hull
+    self.env = program.environment([hull(x) if isinstance(x, LpBall) else x for x in inputs])
     self.walk = Walk(program, self.env, balls)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
     self.wanted: dict[int, Equation] = {}
     for eqn in program.equations:
       self._advance(eqn, {} if given is None else given.bounds)
+    if given is not None and (unknown := set(given.bounds) - set(self.wanted)):
+      raise ValueError(f'intermediate bounds name the values {sorted(unknown)}, which are not among the operands of '
+                       'nonlinear operations here: they belong to another function')
 
   def _advance(self, eqn: Equation, given: dict[int, Interval]) -> None:
     env = self.env

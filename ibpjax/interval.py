@@ -176,6 +176,8 @@ def validate(x: Interval | LpBall, name: str) -> Interval | LpBall:
   infinite) becomes (-inf, inf), so that no certificate can follow from it.
   """
   if isinstance(x, LpBall):
+    if not 1 <= x.p < np.inf:
+      raise ValueError(f'{name} is a ball of order p = {x.p}; balls have 1 <= p < inf (ibpjax.lp_ball makes them)')
     box = LpBall(_floating(x.centre, f'the centre of {name}'), _floating(x.eps, f'eps of {name}'), x.p)
     ok = jnp.isfinite(box.centre) & jnp.isfinite(box.eps) & (box.eps >= 0)
     if concrete(ok):
@@ -195,3 +197,14 @@ def validate(x: Interval | LpBall, name: str) -> Interval | LpBall:
     raise ValueError(f'{name} is not a finite box: at index {at} it is [{lower[at]}, {upper[at]}]; '
                      'ends must be finite, not NaN, and lower <= upper')
   return Interval(lower, upper)
+
+
+def validated(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+  """The arguments of a function with each input set validated, under the name of its place."""
+  def check(path, x):
+    if not is_set(x):
+      return x
+    outer, inner = path[0], path[1:]
+    first = f'argument {inner[0].idx}' if outer.idx == 0 else f'argument {inner[0].key!r}'
+    return validate(x, first + jax.tree_util.keystr(inner[1:]))
+  return jax.tree_util.tree_map_with_path(check, (args, kwargs), is_leaf=is_set)

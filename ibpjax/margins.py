@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from ibpjax.interval import concrete
 
@@ -31,7 +32,7 @@ def margins(logits: Any, label: Any) -> Any:
 def spec(label: Any, classes: int) -> Any:
   """The rows C with C z = margins: (classes - 1, classes) floats."""
   others = jnp.arange(classes - 1)
-  others = others + (others >= label)
+  others = others + (others >= label).astype(others.dtype)
   valid = jnp.where((label >= 0) & (label < classes), 1., jnp.nan)
   columns = jnp.arange(classes)[None, :]
   return valid * ((columns == label).astype(valid.dtype) - (columns == others[:, None]).astype(valid.dtype))
@@ -42,9 +43,9 @@ def check_labels(labels: Any, classes: int) -> Any:
   labels = jnp.asarray(labels)
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise TypeError(f'labels have dtype {labels.dtype}; they are class numbers, integers in [0, {classes})')
-  if concrete(labels) and labels.size and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-    bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-    raise ValueError(f'label {bad} is out of range: there are {classes} classes, numbered 0 to {classes - 1}')
+  if concrete(labels):
+    for bad in np.extract((np.asarray(labels) < 0) | (np.asarray(labels) >= classes), np.asarray(labels)):
+      raise ValueError(f'label {bad} is out of range: there are {classes} classes, numbered 0 to {classes - 1}')
   return labels
 
 

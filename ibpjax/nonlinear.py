@@ -20,7 +20,7 @@ Rule = Callable[[Equation, Sequence[Any]], Interval]
 # Increasing in every operand: exact on each end separately.
 MONOTONE = frozenset({
     P.max_p, P.min_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
-    P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p,
+    P.pad_p, P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p,
 })
 
 
@@ -44,7 +44,8 @@ def _square(x: Interval) -> Interval:
 
 def _times(a: Any, b: Any) -> Any:
   """a * b where 0 times an infinite end is 0, as it is for every finite value."""
-  return jnp.where((a == 0) | (b == 0), 0, a * b)
+  empty = ((a == 0) & ~jnp.isfinite(b)) | ((b == 0) & ~jnp.isfinite(a))
+  return jnp.where(empty, 0, a) * jnp.where(empty, 0, b)
 
 
 def product(eqn: Equation, operands: Sequence[Any]) -> Interval:
@@ -67,7 +68,7 @@ def quotient(eqn: Equation, operands: Sequence[Any]) -> Interval:
     one = jnp.ones_like(x.lower)
     return Interval(jnp.where(away, one, -jnp.inf), jnp.where(away, one, jnp.inf))
   low_y, high_y = jnp.where(away, y.lower, 1), jnp.where(away, y.upper, 1)
-  corners = [jnp.where(a == 0, 0, a / b) for a in (x.lower, x.upper) for b in (low_y, high_y)]
+  corners = [a / b for a in (x.lower, x.upper) for b in (low_y, high_y)]
   low, high = corners[0], corners[0]
   for c in corners[1:]:
     low, high = jnp.minimum(low, c), jnp.maximum(high, c)
@@ -116,9 +117,10 @@ _COMPARISONS: dict[Any, tuple[Callable[[Interval, Interval], Interval], bool]] =
 def comparison(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """x < y and its kin: an interval of booleans, (always, possibly)."""
   rule, reflexive = _COMPARISONS[eqn.primitive]
-  if _same(eqn):  # ne(x, x) is how code asks for NaN
-    constant = jnp.full(eqn.outputs[0].shape, reflexive)
-    return Interval(constant, constant)
+  if _same(eqn):  # ne(x, x) is how code asks for NaN, which only values that overflow can be
+    x = as_interval(operands[0])
+    certain = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
+    return Interval(certain & reflexive, ~certain | reflexive)
   return rule(*map(as_interval, operands))
 
 
@@ -171,9 +173,14 @@ TABLE: dict[Any, Rule] = {
 }
 
 
+_LOGIC = frozenset({P.and_p, P.or_p, P.xor_p, P.not_p})
+
+
 def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval] | None:
   """Bounds of an equation by this file's rules, or None if it has none for these operands."""
   perturbed = [is_set(x) for x in operands]
+  if eqn.key in _LOGIC and eqn.inputs[0].dtype != jnp.bool_:
+    raise unsupported(eqn, 'combines the bits of perturbed integers; only booleans are bounded')
   structural = eqn.key in INCREASING and eqn.outputs[0].dtype == jnp.bool_ and eqn.key is not P.select_n_p
   if structural or (eqn.key in MONOTONE and (eqn.key not in (P.max_p, P.min_p) or all(perturbed))):
     return ends(eqn, operands)

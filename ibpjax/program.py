@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import flax
 import flax.errors
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import source_info_util
@@ -219,7 +221,12 @@ def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool], recognise: Callab
   inputs = tuple(builder.value(_aval(v).shape, _aval(v).dtype, perturbed=p)
                  for v, p in zip(closed.jaxpr.invars, perturbed, strict=True))
   outputs = tuple(builder.inline(closed.jaxpr, closed.consts, inputs))
-  return Program(tuple(builder.equations), inputs, outputs, builder.constants, frozenset(builder.perturbed))
+  live, equations = {v.id for v in outputs}, []
+  for eqn in reversed(builder.equations):  # dead code must not be refused for lack of a rule
+    if any(v.id in live for v in eqn.outputs):
+      equations.append(eqn)
+      live |= {v.id for v in eqn.inputs}
+  return Program(tuple(reversed(equations)), inputs, outputs, builder.constants, frozenset(builder.perturbed))
 
 
 def trace(f: Callable, args: tuple, kwargs: dict,
@@ -258,13 +265,32 @@ def trace(f: Callable, args: tuple, kwargs: dict,
   return _build(closed, [is_set(x) for x in inputs], recognise), inputs, out_tree
 
 
-def argument_names(f: Callable, args: tuple, kwargs: dict) -> Iterator[str]:
-  """A readable name for each set among the arguments, in the order of their leaves."""
-  for path, x in jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_set)[0]:
-    if is_set(x):
-      where, rest = path[0], path[1:]
-      first = f'argument {rest[0].idx}' if where.idx == 0 else f'argument {rest[0].key!r}'
-      yield first + jax.tree_util.keystr(rest[1:])
+def digest(f: Callable, *args: Any) -> str:
+  """A hash of what `f` computes on arguments of these shapes: its code and the arrays it closes over.
+
+  Two functions of one digest compute the same. For keys of caches: a function that reads state
+  which has changed since has another digest.
+  """
+  closed = jax.make_jaxpr(lambda *xs: f(*xs))(*args)  # a new function each time: traces are cached by identity
+  found = hashlib.sha256(str(closed.jaxpr).encode())
+
+  def add(x: Any) -> None:
+    if isinstance(x, jex.ClosedJaxpr):
+      for c in x.consts:
+        add(c)
+      x = x.jaxpr
+    if isinstance(x, jex.Jaxpr):
+      for eqn in x.eqns:
+        for value in eqn.params.values():
+          add(value)
+    elif isinstance(x, (tuple, list)):
+      for value in x:
+        add(value)
+    elif isinstance(x, (jax.Array, np.ndarray)) and not isinstance(x, jax.core.Tracer):
+      data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+      found.update(f'{x.dtype}{x.shape}'.encode() + np.asarray(data).tobytes())
+  add(closed)
+  return found.hexdigest()
 
 
 # ------------------------------------------------------------------ recognising whole functions
@@ -315,18 +341,18 @@ class Recogniser:
     self.functions = functions
     self._known = functools.cache(self._trace_known)
 
-  def _trace_known(self, dtype: str, weak: tuple[bool, ...]) -> dict[Any, Any]:
-    """fingerprint -> key, at one dtype; traced on scalars once."""
-    args = [jax.ShapeDtypeStruct((), dtype, weak_type=w) for w in weak]
+  def _trace_known(self, *operands: tuple[str, bool]) -> dict[Any, Any]:
+    """fingerprint -> key, for operands of given (dtype, weakly typed); traced on scalars once."""
+    args = [jax.ShapeDtypeStruct((), dtype, weak_type=weak) for dtype, weak in operands]
     return {fingerprint(jax.make_jaxpr(fn)(*args).jaxpr): key
-            for key, variants in self.functions.items() for fn, arity in variants if arity == len(weak)}
+            for key, variants in self.functions.items() for fn, arity in variants if arity == len(args)}
 
   def __call__(self, eqn: jex.JaxprEqn) -> Any:
     body = call_body(eqn.primitive, eqn.params)
     if body is None or not eqn.invars or len(body.jaxpr.outvars) != 1:
       return None
-    shape, dtype = _aval(eqn.outvars[0]).shape, _aval(eqn.outvars[0]).dtype
-    if any(_aval(v).shape not in (shape, ()) or _aval(v).dtype != dtype for v in eqn.invars):
+    out, operands = _aval(eqn.outvars[0]), [_aval(v) for v in eqn.invars]
+    if not all(a.shape in (out.shape, ()) and jnp.issubdtype(a.dtype, jnp.floating) for a in operands):
       return None
-    weak = tuple(bool(_aval(v).weak_type) for v in eqn.invars)
-    return self._known(str(dtype), weak).get(fingerprint(body.jaxpr, body.consts))
+    known = self._known(*((str(a.dtype), bool(a.weak_type)) for a in operands))
+    return known.get(fingerprint(body.jaxpr, body.consts))

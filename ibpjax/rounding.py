@@ -4,6 +4,9 @@ Standard model of floating point (Higham, Accuracy and Stability of Numerical Al
 chapters 2 and 3): each operation is exact up to a relative u, so a sum of n products is exact up
 to gamma_n = n u / (1 - n u) times the sum of their absolute values, in any order of summation.
 Both the function itself and its bound are computed so; the constant 4 below covers both.
+
+Known values (weights, and what is computed from known values alone, such as folded batch norm)
+are taken as computed: a bound holds for the function of these values.
 """
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import affine, nonlinear
-from ibpjax.interval import Interval, LpBall, is_set
+from ibpjax.elementwise import TABLE as ELEMENTWISE
+from ibpjax.elementwise import Elementwise
+from ibpjax.interval import Interval, LpBall, as_interval, is_set
 from ibpjax.program import Equation, Program, Value, rebind
 
 # Affine operations that round; the other affine ones only move data.
@@ -25,8 +30,6 @@ _SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p
 # What returns one of its arguments, up to sign, or is a rounding by definition (casts).
 _EXACT = (affine.INCREASING | nonlinear.MONOTONE | {P.max_p, P.min_p, P.abs_p, P.neg_p, P.select_n_p, P.stop_gradient_p,
                                                     P.convert_element_type_p}) - _SUMS
-# Relative error of one elementwise function in units of u; the test suite measures it per row.
-FUNCTION_ROUNDINGS = 16
 
 
 def unit(eqn: Equation) -> float:
@@ -79,6 +82,11 @@ def _wider(x: Any, relative: float) -> Any:
   return Interval(x.lower - slack, x.upper + slack)
 
 
+def rounded_hull(x: LpBall) -> Interval:
+  """The hull of a ball, its ends rounded outward."""
+  return _wider(x.hull, float(jnp.finfo(x.dtype).eps))
+
+
 def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
   """One step of IBP, widened by the rounding of the equation and of its bound."""
   if eqn.body is not None or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
@@ -86,13 +94,16 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
   u = unit(eqn)
   if eqn.key in _SUMS:
     terms, _ = roundings(eqn)
+    if eqn.primitive is P.scatter_add_p:  # what is added to counts among the terms, known or not
+      operands = [as_interval(x) if jnp.issubdtype(v.dtype, jnp.floating) else x for x, v in zip(operands, eqn.inputs)]
     # |W| (r + 4 (gamma_n + u) |x|) covers the sums of the function, of the centre and of the radius.
-    if terms > 1:
-      operands = [_wider(x, 4 * gamma(terms + 1, u)) for x in operands]
+    operands = [_wider(x, 4 * gamma(terms + 1, u)) for x in operands]
     return [_wider(x, 4 * u) for x in step(eqn, operands)]
   if eqn.key in _EXACT:
     return step(eqn, operands)
-  return [_wider(x, FUNCTION_ROUNDINGS * u) for x in step(eqn, operands)]
+  row = ELEMENTWISE.get(eqn.key, 16.)
+  row = row(eqn.params) if callable(row) else row
+  return [_wider(x, (row.roundings if isinstance(row, Elementwise) else row) * u) for x in step(eqn, operands)]
 
 
 def magnitude(x: Any) -> Any:
@@ -100,7 +111,7 @@ def magnitude(x: Any) -> Any:
   if isinstance(x, LpBall):
     return jnp.abs(x.centre) + x.eps
   if isinstance(x, Interval):
-    return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+    return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) + jnp.finfo(x.dtype).tiny
   return jnp.abs(x) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else x
 
 

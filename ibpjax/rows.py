@@ -34,8 +34,7 @@ class Dense:
       q = np.inf if x.p == 1 else x.p / (x.p - 1)
       return jnp.vdot(a, x.centre), x.eps * _norm(a, q)
     centre, radius = affine.centre_radius(x)
-    spread = jnp.vdot(jnp.abs(a), radius)
-    return jnp.vdot(a, centre), jnp.where(jnp.isnan(spread), jnp.inf, spread)
+    return jnp.vdot(a, centre), affine.dot(jnp.abs(a), radius)
 
 
 def _norm(a: Any, q: float) -> Any:

@@ -17,8 +17,8 @@ from ibpjax.program import trace
 
 
 def noise(*shape):
-  """The same numbers whenever it is asked: a case must be one function."""
-  return np.random.default_rng(7).normal(size=shape)
+  """The same numbers whenever it is asked, and in float32 as in float64: a case is one function."""
+  return np.random.default_rng(7).normal(size=shape).astype(np.float32).astype(np.float64)
 
 
 W = noise(6, 6)
@@ -88,7 +88,10 @@ AFFINE = {
     'dynamic update slice': Case(lambda x: lax.dynamic_update_slice(x, -x[:2], (jnp.int32(3),))),
     'gather': Case(lambda x: x[jnp.array([5, 0, 0, 2])]),
     'pad': Case(lambda x: lax.pad(x, jnp.asarray(3., x.dtype), [(2, 1, 1)])),
-    'pad negative': Case(lambda x: lax.pad(x, x[0], [(-1, 2, 0)])),
+    'pad negative': Case(lambda x: lax.pad(x, jnp.asarray(2., x.dtype), [(-1, 2, 0)])),
+    'gather, filled': Case(lambda x: x.at[jnp.array([5, 9])].get(mode='fill', fill_value=7.)),
+    'gather, clamped': Case(lambda x: x[jnp.array([5, 9])] - x[:2]),
+    'scatter add, dropped': Case(lambda x: x.at[jnp.array([9, 0])].add(-x[:2], mode='promise_in_bounds')),
     'reduce sum': Case(lambda x: x.reshape(2, 3).sum(1)),
     'mean': Case(lambda x: x.reshape(2, 3).mean(0)),
     'reduce window sum': Case(pool(0., lax.add, padding='SAME'), IMAGE),
@@ -153,6 +156,8 @@ ELEMENTWISE = {
     'x ** 1': Case(lambda x: lax.integer_pow_p.bind(x, y=1), **SMOOTH),
     'x ** 3': Case(lambda x: lax.integer_pow(x, 3), **SMOOTH),
     'x ** 4': Case(lambda x: lax.integer_pow(x, 4), **SMOOTH),
+    'x ** -1': Case(lambda x: lax.integer_pow(x, -1), centre=20., **SMOOTH),
+    'x ** -2': Case(lambda x: lax.integer_pow(x, -2), centre=-20., **SMOOTH),
     'exp': Case(jnp.exp, **SMOOTH),
     'log': Case(jnp.log, centre=20., **SMOOTH),
     'log1p': Case(jnp.log1p, centre=20., **SMOOTH),
@@ -167,6 +172,7 @@ ELEMENTWISE = {
 }
 
 NONLINEAR = {
+    'pad by perturbed': Case(lambda x: lax.pad(jnp.ones(2, x.dtype), x[0], [(1, 1, 0)])),
     'mul of two': Case(lambda x: x[:3] * x[3:], exact=False, loosest=1.02),
     'x * x': Case(lambda x: x * x, (400,), spread=2.),
     'div by perturbed': Case(lambda x: x[:3] / x[3:], centre=4., radii=(0., 1e-3, .3), exact=False, loosest=1.02),
@@ -197,7 +203,8 @@ NONLINEAR = {
     'logic': Case(lambda x: ((x > 0) & (lax.rev(x, (0,)) > 0)) | ~(x < -.5) ^ (x > .5), exact=False),
     'all, any': Case(lambda x: ((x > -1).all(), (x > 1).any()), exact=False),
     'booleans moved': Case(
-        lambda x: jnp.where(jnp.arange(6).reshape(2, 3) > 2, (x > 0).reshape(2, 3), (x < 1).reshape(2, 3)), exact=False),
+        lambda x: jnp.where(jnp.arange(6).reshape(2, 3) > 2, (x > 0).reshape(2, 3), (x < 1).reshape(2, 3)),
+        exact=False),
     'comparison as number': Case(lambda x: (x > 0).astype(x.dtype), exact=False),
     'where': Case(lambda x: jnp.where(x > 0, x, -x + 5), exact=False, loosest=2.),
     'where, predicate broadcast': Case(lambda x: lax.select_n(x[0] > 0, x, -x), exact=False, loosest=2.1),

@@ -21,3 +21,10 @@ def x64():
   """Runs a test in float64, where laws hold to 1e-12 and not to 1e-5."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def promotion():
+  """Lets a test call code of other libraries that promotes dtypes: Flax's pooling, optax's Adam."""
+  with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
+    yield

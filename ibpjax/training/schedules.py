@@ -41,15 +41,13 @@ def smoothed(value: float, start: int, length: int, initial: float = 0., mid: fl
   bend = int(mid * length)
   # value(s) = a s**4 up to the bend, where its slope 4 a bend**3 continues as a line to the end.
   scale = 4 * (length - bend) * bend ** 3 + bend ** 4
-  if not scale:
-    return linear(value, start, length, initial)
-  top = bend ** 4 / scale
+  top = bend ** 4 / max(scale, 1)
 
   def schedule(step):
     s = jnp.asarray(step - start, jnp.result_type(float))
-    quartic = top * (jnp.clip(s, 0., bend) / bend) ** 4
-    line = top + (1 - top) * jnp.clip((s - bend) / (length - bend), 0., 1.)
-    return initial + (value - initial) * jnp.where(s < bend, quartic, line)
+    quartic = top * (jnp.clip(s, 0., bend) / max(bend, 1)) ** 4
+    line = top + (1 - top) * jnp.clip((s - bend) / max(length - bend, 1), 0., 1.)
+    return initial + (value - initial) * jnp.where(s < bend, quartic, jnp.where(s >= length, 1., line))
   return schedule
 
 

@@ -87,7 +87,7 @@ def train_step(state: TrainState, images: Any, labels: Any, *, graphdef: Any,
 
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  metrics |= dict(loss=value, gradient_norm=optax.global_norm(gradients))
+  metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
   model = nnx.merge(graphdef, state.params, state.averages)
   model.record(stats)
   _, (_, averages) = split(model)

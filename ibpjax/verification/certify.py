@@ -12,6 +12,7 @@ import numpy as np
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
 from ibpjax.margins import check_labels, margins
+from ibpjax.program import digest
 
 METHODS = ('ibp',)
 NORMS = {'linf': np.inf, 'l2': 2., 'l1': 1.}
@@ -48,7 +49,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
 
   Args:
     f: (params, x) -> (classes,) logits of one example. `ibpjax.batched` makes one of a model of
-      batches. Hand in the same function object for each batch: it is compiled once.
+      batches. Hand in the same function object for each batch: it is compiled once (and again when
+      anything that it closes over has changed).
     params: its first argument.
     xs: (batch, ...) examples, floats, unperturbed.
     spec: (batch,) integer labels, to certify all margins z_y - z_j; or rows (C, d), C of shape
@@ -79,8 +81,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     if concrete(eps) and norm == 'linf' and float(eps) > clip[1] - clip[0]:
       raise ValueError(f'eps is {eps}, more than the whole range {clip} of the inputs: give it in their units '
                        '(8/255 and not 8)')
-    if concrete(xs) and xs.size and not bool(jnp.all((xs >= clip[0]) & (xs <= clip[1]))):
-      raise ValueError(f'xs has values in [{xs.min()}, {xs.max()}], outside of clip = {clip}: scale the inputs or '
+    if concrete(xs) and not np.all((np.asarray(xs) >= clip[0]) & (np.asarray(xs) <= clip[1])):
+      raise ValueError(f'xs has values in [{np.min(xs)}, {np.max(xs)}], outside of clip = {clip}: scale the inputs or '
                        'widen clip')
   classes = jax.eval_shape(f, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)).shape
   if len(classes) != 1:
@@ -96,15 +98,18 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     if spec[0].ndim != 2 or spec[0].shape[1] != classes[0] or spec[1].shape != spec[0].shape[:1]:
       raise ValueError(f'spec has shapes {spec[0].shape} and {spec[1].shape}; the rows of C z + d > 0 have shapes '
                        f'(rows, {classes[0]}) and (rows,)')
-  certificate = _bounds(f, params, xs, spec, eps, norm=norm, clip=clip, labelled=labelled)
+  code = digest(f, params, xs[0]) if len(xs) else ''
+  certificate = _bounds(f, params, xs, spec, eps, code=code, norm=norm, clip=clip, labelled=labelled)
   if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '
                        'report it with the function and the inputs')
   return certificate
 
 
-@functools.partial(jax.jit, static_argnames=('f', 'norm', 'clip', 'labelled'))
-def _bounds(f, params, xs, spec, eps, *, norm, clip, labelled):
+@functools.partial(jax.jit, static_argnames=('f', 'code', 'norm', 'clip', 'labelled'))
+def _bounds(f, params, xs, spec, eps, *, code, norm, clip, labelled):
+  del code  # part of the key: compiled anew if what f closes over has changed
+
   def specification(params, x, spec):
     z = f(params, x)
     return margins(z, spec) if labelled else spec[0] @ z + spec[1]

@@ -1,0 +1,191 @@
+"""Tracing: what is entered, what stays whole, which line is named, how often a function is traced."""
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import holds, leaves
+from flax import nnx
+from jax import lax
+
+import ibpjax
+from ibpjax import Interval, ibp, linf_ball
+from ibpjax.elementwise import recognise
+from ibpjax.program import fingerprint, trace
+
+X = jnp.array([.5, -1., 2.])
+BOX = Interval(X - .1, X + .1)
+
+
+def equations(f, *args):
+  return [str(e.key) for e in trace(f, args, {}, recognise)[0].equations]
+
+
+def test_two_calls_of_one_jitted_function_are_two_values():
+  g = jax.jit(lambda x: x * 2 + 1)
+  bound = ibp(lambda x: g(g(x)))(BOX)
+  np.testing.assert_allclose(bound.lower, 4 * BOX.lower + 3, rtol=1e-6)
+
+
+def test_constants_of_nested_jit_are_found():
+  c = jnp.array([1., 2., 3.])
+  np.testing.assert_allclose(ibp(jax.jit(lambda x: x + c))(BOX).lower, BOX.lower + c, rtol=1e-6)
+  traced = jax.jit(lambda c: ibp(jax.jit(lambda x: x + c))(BOX).lower)(c)
+  np.testing.assert_allclose(traced, BOX.lower + c, rtol=1e-6)
+
+
+def test_calls_on_known_operands_stay_whole_and_keep_their_gradient():
+  @jax.custom_vjp
+  def straight_through(w):
+    return jnp.sign(w)
+  straight_through.defvjp(lambda w: (jnp.sign(w), None), lambda _, g: (g,))
+
+  def f(w, x):
+    return straight_through(w) * x + lax.stop_gradient(w) * x
+
+  assert 'custom_vjp_call' in equations(f, X, BOX)
+  got = jax.grad(lambda w: ibp(f)(w, Interval(X, X)).lower.sum())(X)
+  np.testing.assert_allclose(got, jax.grad(lambda w: f(w, X).sum())(X))
+
+
+def test_stop_gradient_on_perturbed_values_stops_the_gradient_of_both_ends_and_keeps_the_range():
+  bound = ibp(lambda x: 2 * lax.stop_gradient(x), elide=True)(BOX)
+  np.testing.assert_allclose(bound.width, .4 * jnp.ones(3), rtol=1e-5)
+  got = jax.grad(lambda e: ibp(lambda x: lax.stop_gradient(x) + x)(linf_ball(X, e)).upper.sum())(.1)
+  np.testing.assert_allclose(got, 3.)
+
+
+def test_functions_are_recognised_by_their_code_and_not_by_their_name():
+  assert "<PjitFunction of <function softplus" in ' '.join(equations(jax.nn.softplus, BOX))
+
+  @jax.jit
+  def softplus(x):
+    return jnp.log(jnp.abs(x) + 3)
+
+  assert equations(softplus, BOX) == ['abs', 'add', 'log']
+  again = jax.jit(lambda z: jnp.logaddexp(z, 0.))  # the same code under no name
+  assert len(equations(again, BOX)) == 1
+  almost = jax.jit(lambda z: jnp.logaddexp(z, .5))
+  assert len(equations(almost, BOX)) > 1
+
+
+def test_fingerprint_tells_operands_literals_and_parameters_apart():
+  def of(f, n=1):
+    return fingerprint(jax.make_jaxpr(f)(*[1.] * n).jaxpr)
+  assert of(lambda a, b: a - b, 2) == of(lambda x, y: x - y, 2)
+  assert of(lambda a, b: a - b, 2) != of(lambda a, b: b - a, 2)
+  assert of(lambda x: x * 2.) != of(lambda x: x * 3.)
+  assert of(lambda x: lax.integer_pow(x, 3)) != of(lambda x: lax.integer_pow(x, 5))
+  assert of(lambda x: jnp.exp(jnp.abs(x))) != of(lambda x: jnp.abs(jnp.exp(x)))
+
+
+def test_scan_is_one_equation_whatever_its_length():
+  def f(n):
+    return lambda x: lax.scan(lambda c, _: (jnp.tanh(c) * .9, c), x, length=n)
+  assert equations(f(3), BOX) == equations(f(300), BOX) == ['scan']
+  text = [jax.jit(ibp(f(n))).lower(BOX).as_text() for n in (30, 300)]
+  assert len(text[0].splitlines()) == len(text[1].splitlines())
+
+
+def test_a_carry_that_becomes_perturbed_in_a_later_step_is_perturbed():
+  def f(x):
+    step = lambda c, _: ((x.sum(), c[0], c[1] + 0 * c[0]), c[2])
+    return lax.scan(step, (jnp.float32(0), jnp.float32(1), jnp.float32(2)), length=4)
+  values = jax.vmap(f)(X[None] + .1 * jax.random.uniform(jax.random.key(0), (100, 3), minval=-1))
+  bounds = ibp(f)(BOX)
+  assert holds(bounds, values, 1e-5)
+  assert max(float(b.width.max()) for b in leaves(bounds)) < 1.3
+
+
+def test_unsupported_primitive_names_itself_its_shapes_and_the_users_line():
+  def f(x):
+    return jnp.sin(x)
+
+  with pytest.raises(NotImplementedError) as e:
+    ibp(f)(BOX)
+  line = inspect.getsourcelines(f)[1] + 1
+  assert '`sin` (float32[3])' in str(e.value)
+  assert f'test_program.py:{line} (' in str(e.value)
+  assert str(e.value).endswith('.f)')
+
+
+def test_the_line_named_is_the_users_even_inside_of_jax_and_flax_functions():
+  jax.nn.elu(X)  # cached by jax with the line of this call
+  layer = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+  def f(x):
+    return jax.nn.elu(x)
+
+  def g(layer, x):
+    return layer(x)
+
+  for fn, args in ((f, (BOX,)), (g, (layer, Interval(X[None] - 1, X[None] + 1)))):
+    with pytest.raises(NotImplementedError) as e:
+      ibp(fn)(*args)
+    assert f'test_program.py:{inspect.getsourcelines(fn)[1] + 1} (' in str(e.value)
+
+
+@pytest.mark.parametrize(('f', 'match'), [
+    (lambda x: x.astype(jnp.int32).astype(x.dtype), 'integers that depend on the input have no bounds'),
+    (lambda x: x[x.argmax()], '`argmax`'),
+    (lambda x: lax.while_loop(lambda c: c.sum() < 3, lambda c: c + 1, x), '`while`'),
+    (lambda x: lax.cond(x[0] > 0, jnp.tanh, jnp.negative, x), '`cond`'),
+    (lambda x: jnp.abs(jnp.fft.fft(x)), 'complex64'),
+    (lambda x: jnp.linalg.inv(jnp.outer(x, x)), 'no bound rule'),
+])
+def test_unsupported_things_raise(f, match):
+  with pytest.raises(NotImplementedError, match=match):
+    ibp(f)(BOX)
+
+
+def test_one_trace_for_each_shape():
+  traced = []
+
+  def f(x):
+    traced.append(x.shape)
+    return jnp.tanh(x)
+
+  bound = jax.jit(ibp(f))
+  for shift in range(3):
+    bound(Interval(X - shift, X + shift))
+  assert traced == [(3,)]
+  bound(Interval(jnp.zeros(2), jnp.ones(2)))
+  assert traced == [(3,), (2,)]
+
+
+def test_flags_stay_static_and_trees_are_kept():
+  def f(params, x, *, double, names=('a', 2)):
+    assert double is True
+    return dict(y=params['w'] * x['in'], rest=(x['in'], None, 1. if names[0] == 'a' else 0.))
+
+  out = ibp(f)(dict(w=2.), {'in': BOX}, double=True)
+  assert set(out) == {'y', 'rest'}
+  assert out['rest'][1] is None
+  np.testing.assert_allclose(out['y'].upper, 2 * BOX.upper)
+  np.testing.assert_allclose(out['rest'][0].upper, BOX.upper)
+
+
+def test_known_outputs_are_degenerate_intervals():
+  out = ibp(lambda x: (x, jnp.ones(2), x > 0))(BOX)
+  np.testing.assert_array_equal(out[1].lower, out[1].upper)
+  assert out[2].dtype == bool
+
+
+def test_intermediates_can_be_read_replaced_and_handed_in_again():
+  w = jax.random.normal(jax.random.key(0), (3, 3))
+  f = lambda x: jax.nn.relu(w @ jax.nn.relu(w @ x))
+  out, found = ibp(f, intermediates=True)(BOX)
+  assert [operation for _, operation, _ in found.sources] == ['max', 'max']
+  assert all('test_program.py' in line for _, _, line in found.sources)
+  again = ibp(f, intermediate=found)(BOX)
+  np.testing.assert_array_equal(out.lower, again.lower)
+  first = next(iter(found.bounds))
+  split = ibpjax.Intermediates({first: Interval(-jnp.ones(3), jnp.zeros(3))})
+  dead = ibp(f, intermediate=split)(BOX)
+  np.testing.assert_array_equal(dead.lower, jnp.zeros(3))
+  np.testing.assert_array_equal(dead.upper, jnp.zeros(3))
+  jitted = jax.jit(ibp(f, intermediates=True))(BOX)
+  assert list(jitted[1].bounds) == list(found.bounds)
+  with pytest.raises(ValueError, match='belong to another function'):
+    ibp(f, intermediate=ibpjax.Intermediates({first: Interval(jnp.zeros(9), jnp.ones(9))}))(BOX)

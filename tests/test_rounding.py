@@ -1,0 +1,136 @@
+"""Outward rounding: bounds that hold for float32 as it is computed, and for the exact function."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ELEMENTWISE
+from checks import leaves
+from flax import nnx
+from jax import lax
+
+import ibpjax
+from ibpjax import Interval, elementwise, ibp, nn
+from ibpjax.elementwise import Elementwise
+from ibpjax.rounding import gamma
+
+RNG = np.random.default_rng(0)
+
+
+def violations(f, box, count=200, **kwargs):
+  """How many sampled values, computed in float32 and in float64, leave the bounds computed in float32."""
+  bound = jax.jit(ibp(f, round_outward=True, **kwargs))(box)
+  t = RNG.choice([0., 1., .5, .3], (count, *box.shape))
+  points = np.float32(np.asarray(box.lower) + (np.asarray(box.upper) - np.asarray(box.lower)) * t)
+  points = np.clip(points, box.lower, box.upper)
+  single = np.asarray(jax.vmap(f)(jnp.asarray(points)), np.float64)
+  with jax.enable_x64(True):
+    double = np.asarray(jax.vmap(f)(jnp.asarray(points, jnp.float64)))
+  lower, upper = np.asarray(bound.lower, np.float64), np.asarray(bound.upper, np.float64)
+  return sum(int(np.sum((v < lower) | (v > upper))) for v in (single, double)), bound
+
+
+def weights(*shape, scale=1.):
+  w = np.float32(RNG.normal(size=shape) * scale)
+  return lambda x: jnp.asarray(w, x.dtype)
+
+
+A, B, C = weights(200, 64, scale=30.), weights(64, 64), weights(3, 64)
+NETS = {
+    'dense': lambda x: A(x) @ x,
+    'cancellation': lambda x: (A(x) @ x + 1e4) - 1e4,
+    'deep': lambda x: C(x) @ jax.nn.relu(B(x) @ jax.nn.relu(B(x) @ jnp.tanh(x))),
+    'margin': lambda x: ibpjax.margins(C(x) @ jax.nn.relu(B(x) @ x), 1),
+    'sum': lambda x: jnp.cumsum(x * 1e3)[::7].sum() - 1e3 * x.sum(),
+    'scatter': lambda x: (jnp.full(1, 1e8, x.dtype).at[jnp.zeros(64, int)].add(x)) - 1e8,
+    'scan': lambda x: lax.scan(lambda c, _: (jnp.tanh(B(x) @ c), c.sum()), x, length=5)[1],
+    'smooth': lambda x: jax.nn.softplus(3 * x) * jax.nn.sigmoid(x) - jnp.log1p(jnp.square(x)) / (1 + jnp.exp(x)),
+    'power': lambda x: lax.integer_pow(x, 31),
+    'jacobian': jax.grad(lambda x: (C(x) @ jax.nn.relu(B(x) @ x)).sum()),
+    'pooled': lambda x: lax.reduce_window(x.reshape(1, 8, 8, 1), 0., lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME') / 9,
+    'convolution': lambda x: lax.conv_general_dilated(
+        x.reshape(1, 8, 8, 1), B(x)[:5].reshape(5, 8, 1, 8), (1, 1), 'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
+}
+
+
+@pytest.mark.parametrize('radius', [0., 1e-7, 1e-2])
+@pytest.mark.parametrize('elide', [False, True])
+@pytest.mark.parametrize('name', NETS)
+def test_single_and_double_precision_values_lie_inside(name, elide, radius):
+  x = np.float32(RNG.normal(size=64))
+  box = Interval(jnp.asarray(x - np.float32(radius)), jnp.asarray(x + np.float32(radius)))
+  count, bound = violations(NETS[name], box, elide=elide)
+  assert count == 0
+  plain = ibp(NETS[name], elide=elide)(box)
+  if radius == 1e-2 and name not in ('scatter', 'cancellation'):  # and the price is small
+    assert float(bound.width.sum()) < 1.1 * float(plain.width.sum())
+
+
+def test_without_outward_rounding_degenerate_boxes_do_leave_their_bounds():
+  """The test above can fail: this is what it would see."""
+  x = jnp.asarray(RNG.normal(size=64), jnp.float32)
+  bound = ibp(NETS['dense'])(Interval(x, x))
+  with jax.enable_x64(True):
+    exact = np.asarray(NETS['dense'](jnp.asarray(x, jnp.float64)))
+  assert np.any((exact < np.asarray(bound.lower)) | (exact > np.asarray(bound.upper)))
+
+
+@pytest.mark.parametrize('name', ELEMENTWISE)
+def test_elementwise_rows_are_as_accurate_as_they_say(name):
+  case = ELEMENTWISE[name]
+  x = jnp.asarray(case.centre + case.spread * RNG.normal(size=case.shape), jnp.float32)
+  box = Interval(x, x)
+  bound = jax.jit(ibp(case.f, round_outward=True))(box)
+  single = np.asarray(case.f(x), np.float64)
+  with jax.enable_x64(True):
+    double = np.asarray(case.f(jnp.asarray(x, jnp.float64)))
+  for v in (single, double):
+    assert np.all((v >= np.asarray(bound.lower, np.float64)) & (v <= np.asarray(bound.upper, np.float64)))
+
+
+@pytest.mark.parametrize('p', [1., 2., 5.])
+def test_balls_are_rounded_outward(p):
+  centre = jnp.asarray(RNG.normal(size=64), jnp.float32)
+  bound = jax.jit(ibp(NETS['deep'], round_outward=True))(ibpjax.lp_ball(centre, 0., p))
+  with jax.enable_x64(True):
+    exact = NETS['deep'](jnp.asarray(centre, jnp.float64))
+  assert np.all((np.asarray(exact) >= np.asarray(bound.lower)) & (np.asarray(exact) <= np.asarray(bound.upper)))
+  touching = ibp(jax.nn.relu, round_outward=True)(ibpjax.lp_ball(jnp.ones(1), 4e-8, 2.))
+  assert float(touching.upper[0]) > 1
+
+
+def test_functions_that_cancel_can_say_so():
+  def cancels(x):
+    return jnp.log(1 + jnp.exp(x))
+
+  x, inside = jnp.full(1, -14., jnp.float32), {}
+  for roundings in (16., 1e7):
+    f = elementwise(Elementwise(lambda k: (), trend=1, roundings=roundings))(cancels)
+    bound = ibp(f, round_outward=True)(Interval(x, x))
+    inside[roundings] = bool(bound.lower[0] <= np.logaddexp(0, -14.) <= bound.upper[0])
+  assert inside == {16.: False, 1e7: True}
+
+
+def test_networks_of_the_papers_lose_little():
+  model = nn.dm_small(rngs=nnx.Rngs(0))
+  x = jnp.asarray(RNG.uniform(size=(28, 28, 1)), jnp.float32)
+  one = ibpjax.batched(lambda m, x: m(x))
+  for eps, price in ((1e-3, 1.15), (.1, 1.01)):
+    box = ibpjax.linf_ball(x, eps)
+    plain, outward = (jax.jit(ibp(one, elide=True, round_outward=r))(model, box) for r in (False, True))
+    assert bool(jnp.all(outward.lower <= plain.lower))
+    assert float(outward.width.mean()) < price * float(plain.width.mean())
+
+
+def test_gamma():
+  assert gamma(10, 2. ** -24) == pytest.approx(10 * 2. ** -24, rel=1e-5)
+  assert gamma(1e8, 2. ** -24) == np.inf
+
+
+def test_precision_asked_for_by_the_model_counts():
+  low = lambda x: jnp.dot(B(x), x, precision=lax.Precision.DEFAULT)
+  high = lambda x: B(x) @ x
+  x = jnp.ones(64)
+  box = Interval(x - 1e-4, x + 1e-4)
+  wide, narrow = (leaves(ibp(f, round_outward=True)(box))[0].width.mean() for f in (low, high))
+  assert wide > 10 * narrow
