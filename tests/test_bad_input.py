@@ -35,6 +35,8 @@ def f(params, x):
     (lambda: linf_ball(X * 255, .1, 0., 1.), ValueError, r'x has values in .* outside \[minimum, maximum\].*scale'),
     (lambda: lp_ball(X, .1, p=.5), ValueError, 'p is 0.5.*1 <= p'),
     (lambda: lp_ball(X, jnp.ones(3)), ValueError, r'eps has shape \(3,\)'),
+    (lambda: ibp(jnp.tanh)(ibpjax.LpBall(X, .1, .5)), ValueError, 'argument 0 is a ball of order p = 0.5'),
+    (lambda: ibp(jnp.tanh)(ibpjax.LpBall(X, -.1, 2.)), ValueError, 'argument 0 has a centre or eps'),
     (lambda: lp_ball(X, -1.), ValueError, 'eps is -1'),
     (lambda: margins(X, 3), ValueError, 'label 3 is out of range.*3 classes'),
     (lambda: margins(X, -1), ValueError, 'label -1 is out of range'),

@@ -187,5 +187,55 @@ def test_intermediates_can_be_read_replaced_and_handed_in_again():
   np.testing.assert_array_equal(dead.upper, jnp.zeros(3))
   jitted = jax.jit(ibp(f, intermediates=True))(BOX)
   assert list(jitted[1].bounds) == list(found.bounds)
-  with pytest.raises(ValueError, match='belong to another function'):
-    ibp(f, intermediate=ibpjax.Intermediates({first: Interval(jnp.zeros(9), jnp.ones(9))}))(BOX)
+  for bad in ({first: Interval(jnp.zeros(9), jnp.ones(9))}, {999: BOX}):
+    with pytest.raises(ValueError, match='belong to another function'):
+      ibp(f, intermediate=ibpjax.Intermediates(bad))(BOX)
+
+
+def test_dead_code_needs_no_rule():
+  def f(x):
+    jnp.sin(x)
+    return 2 * x
+  np.testing.assert_allclose(ibp(f)(BOX).upper, 2 * BOX.upper)
+  assert equations(f, BOX) == ['mul']
+
+
+def test_bits_of_perturbed_integers_are_refused():
+  with pytest.raises(NotImplementedError, match='bits of perturbed integers'):
+    ibp(lambda x: jnp.where((jnp.where(x > 0, 2, 1) & 1) > 0, 1., 0.))(BOX)
+
+
+def test_a_value_that_overflows_may_be_nan_and_its_comparison_with_itself_is_open():
+  box = Interval(jnp.full(1, 100.), jnp.full(1, 101.))
+  bound = ibp(lambda x: jnp.where(jnp.isnan(jnp.exp(x) - jnp.exp(x)), 7., 0.))(box)
+  assert (float(bound.lower[0]), float(bound.upper[0])) == (0., 7.)
+
+
+def test_a_registered_function_keeps_shape_and_dtype_or_is_refused():
+  rule = ibpjax.Elementwise(lambda k: ())
+  for fn in (lambda x: x.sum(), lambda x: x > 0):
+    with pytest.raises(TypeError, match='keeps shape and dtype'):
+      ibpjax.elementwise(rule)(fn)(X)
+
+
+def test_registered_functions_are_ordinary_jax_functions():
+  rule = ibpjax.Elementwise(lambda k, r: (0. * r, r), trend=1)
+  f = ibpjax.elementwise(rule)(lambda x, r: .1 * x + jnp.clip(x, 0 * r, r))
+  plain = f.__wrapped__
+  r = jnp.array([.5, 1., 2.])
+  np.testing.assert_allclose(f(X, r), plain(X, r))
+  np.testing.assert_allclose(jax.jit(f)(X, 1.), plain(X, jnp.ones(3)))
+  np.testing.assert_allclose(jax.grad(lambda x, r: f(x, r).sum(), (0, 1))(X, r),
+                             jax.grad(lambda x, r: plain(x, r).sum(), (0, 1))(X, r))
+  batch = jnp.stack([X, -X])
+  np.testing.assert_allclose(jax.vmap(f, (0, None))(batch, r), jax.vmap(plain, (0, None))(batch, r))
+  assert equations(jax.vmap(f, (0, None)), Interval(batch, batch), r)[-1] == 'elementwise_call'
+
+
+def test_coefficients_of_zero_hide_infinite_ends():
+  box = Interval(jnp.array([-1., 1.]), jnp.array([1., 2.]))
+  bound = ibp(lambda x: jnp.concatenate([x, jnp.log(x)]), elide=True)(box)
+  np.testing.assert_allclose(bound.lower, [-1, 1, -jnp.inf, 0], atol=1e-6)
+  np.testing.assert_allclose(bound.upper, [1, 2, jnp.inf, jnp.log(2.)], rtol=1e-6)
+  masked = ibp(lambda x: jnp.where(jnp.array([True, False]), x, -jnp.inf).max() * 2, elide=True)(box)
+  np.testing.assert_allclose([masked.lower, masked.upper], [-2, 2])

@@ -1,0 +1,86 @@
+"""Measures what bounds cost beside the network itself, in pairs, on networks of the papers.
+
+    python -m experiments.benchmark --nets=dm_small,dm_medium,cnn7 --batch_size=64
+
+Each pair runs in turn (A B A B ...), so that a drift of the machine's speed hits both. XLA cost is
+the number of floating-point operations that the compiled program reports.
+"""
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+import ibpjax
+from experiments import runs
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list('nets', ['dm_small', 'dm_medium', 'cnn7'], 'Networks to measure.')
+flags.DEFINE_integer('batch_size', 64, 'Examples in a batch.', 1)
+flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
+flags.DEFINE_float('eps', .01, 'Radius of the boxes.', 0., 1.)
+SHAPES = {'mlp': (28, 28, 1), 'dm_small': (28, 28, 1), 'wk_small': (28, 28, 1), 'dm_medium': (32, 32, 3),
+          'cnn7': (32, 32, 3)}
+
+
+def compiled(f: Callable, *args: Any) -> tuple[Any, float]:
+  """The compiled program and the seconds that tracing and compilation took."""
+  start = time.perf_counter()
+  program = jax.jit(f).lower(*args).compile()
+  return program, time.perf_counter() - start
+
+
+def timed(program: Any, *args: Any) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(program(*args))
+  return time.perf_counter() - start
+
+
+def pair(reference: Callable, other: Callable, *args: Any, repeats: int) -> dict[str, float]:
+  """Median seconds of both, median of their ratio pair by pair, ratio of their XLA costs, compile seconds, memory."""
+  (a, _), (b, compile_seconds) = compiled(reference, *args), compiled(other, *args)
+  timed(a, *args), timed(b, *args)
+  times = [(timed(a, *args), timed(b, *args)) for _ in range(repeats)]
+  flops = [p.cost_analysis()['flops'] for p in (a, b)]
+  return dict(reference=statistics.median(t for t, _ in times), seconds=statistics.median(t for _, t in times),
+              ratio=statistics.median(t / r for r, t in times), cost=flops[1] / flops[0], compile=compile_seconds,
+              megabytes=b.memory_analysis().temp_size_in_bytes / 2 ** 20)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+  if unknown := set(FLAGS.nets) - set(SHAPES):
+    raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(SHAPES)}')
+  print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
+  print(f'{"network":<10} {"bound":<22} {"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}')
+  for name in FLAGS.nets:
+    shape = SHAPES[name]
+    model = runs.MODELS[name](input_shape=shape, classes=10, rngs=nnx.Rngs(0))
+    x = jax.numpy.asarray(np.random.default_rng(0).uniform(size=(FLAGS.batch_size, *shape)), np.float32)
+    y = jax.numpy.arange(FLAGS.batch_size) % 10
+    network = lambda model, x: model(x)
+    margins = lambda model, x, y: ibpjax.margins(model(x[None])[0], y)
+    ball = lambda x: ibpjax.linf_ball(x, FLAGS.eps, 0., 1.)
+
+    def batch(model, x, y):
+      return ibpjax.ibp(network)(model, ball(x))
+
+    def elided(model, x, y):
+      return jax.vmap(ibpjax.ibp(margins, elide=True), (None, 0, 0))(model, ball(x), y)
+
+    def certified(model, x, y):
+      return jax.vmap(ibpjax.ibp(margins, elide=True, round_outward=True), (None, 0, 0))(model, ball(x), y)
+
+    for label, bound in (('ibp', batch), ('ibp, elided margins', elided), ('... rounded outward', certified)):
+      found = pair(lambda model, x, y: network(model, x), bound, model, x, y, repeats=FLAGS.repeats)
+      print(f'{name:<10} {label:<22} {1e3 * found["reference"]:>10.2f} {1e3 * found["seconds"]:>10.2f} '
+            f'{found["ratio"]:>6.2f} {found["cost"]:>6.2f} {found["compile"]:>9.2f} {found["megabytes"]:>8.1f}')
+
+
+if __name__ == '__main__':
+  app.run(main)
