@@ -72,7 +72,7 @@ def test_train_and_certify_end_to_end(tmp_path):
   assert [r['epoch'] for r in lines] == [1, 2, 3]
   assert [round(r['eps'], 6) for r in lines] == [0, pytest.approx(.02, rel=.1), .02]
   config = json.loads((out / 'config.json').read_text())
-  assert config['flags']['batch_size'] == 64
+  assert config['flags']['batch_size'] == 32
   assert config['flags']['model'] == 'mlp'
   assert {'commit', 'jax', 'devices'} <= set(config['versions'])
 

@@ -64,8 +64,8 @@ def train_step(state: TrainState, images: Any, labels: Any, *, graphdef: Any,
     clip: valid range of pixels.
 
   Returns:
-    The next state, and the metrics loss, natural, robust, error, verified_error (at the current
-    eps, bounds as trained), eps, kappa, gradient_norm: scalars.
+    The next state, and the metrics: loss, natural, robust [nats]; error, verified_error (fractions;
+    at the current eps, bounds as trained); eps, kappa, gradient_norm. All scalars.
 
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
