@@ -51,33 +51,53 @@ def pair(reference: Callable, other: Callable, *args: Any, repeats: int) -> dict
               megabytes=b.memory_analysis().temp_size_in_bytes / 2 ** 20)
 
 
+def network(model: Any, x: Any, y: Any) -> Any:
+  """What bounds are compared to: a batch through the network."""
+  del y
+  return model(x)
+
+
+def margins(model: Any, x: Any, y: Any) -> Any:
+  """The margins of one example."""
+  return ibpjax.margins(model(x[None])[0], y)
+
+
+def ball(x: Any) -> ibpjax.Interval:
+  return ibpjax.linf_ball(x, FLAGS.eps, 0., 1.)
+
+
+def batch(model: Any, x: Any, y: Any) -> ibpjax.Interval:
+  """Bounds of the logits of a batch."""
+  return ibpjax.ibp(network)(model, ball(x), y)
+
+
+def elided(model: Any, x: Any, y: Any) -> ibpjax.Interval:
+  """Bounds of the margins, merged with the last layer, as in training."""
+  return jax.vmap(ibpjax.ibp(margins, elide=True), (None, 0, 0))(model, ball(x), y)
+
+
+def certified(model: Any, x: Any, y: Any) -> ibpjax.Interval:
+  """The same with the allowance for rounding, as in certificates."""
+  return jax.vmap(ibpjax.ibp(margins, elide=True, round_outward=True), (None, 0, 0))(model, ball(x), y)
+
+
+BOUNDS = {'ibp': batch, 'ibp, elided margins': elided, '... rounded outward': certified}
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   if unknown := set(FLAGS.nets) - set(SHAPES):
     raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(SHAPES)}')
   print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
-  print(f'{"network":<10} {"bound":<22} {"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}')
+  columns = f'{"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}'
+  print(f'{"network":<10} {"bound":<22} {columns}')
   for name in FLAGS.nets:
-    shape = SHAPES[name]
-    model = runs.MODELS[name](input_shape=shape, classes=10, rngs=nnx.Rngs(0))
-    x = jax.numpy.asarray(np.random.default_rng(0).uniform(size=(FLAGS.batch_size, *shape)), np.float32)
+    model = runs.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0))
+    x = jax.numpy.asarray(np.random.default_rng(0).uniform(size=(FLAGS.batch_size, *SHAPES[name])), np.float32)
     y = jax.numpy.arange(FLAGS.batch_size) % 10
-    network = lambda model, x: model(x)
-    margins = lambda model, x, y: ibpjax.margins(model(x[None])[0], y)
-    ball = lambda x: ibpjax.linf_ball(x, FLAGS.eps, 0., 1.)
-
-    def batch(model, x, y):
-      return ibpjax.ibp(network)(model, ball(x))
-
-    def elided(model, x, y):
-      return jax.vmap(ibpjax.ibp(margins, elide=True), (None, 0, 0))(model, ball(x), y)
-
-    def certified(model, x, y):
-      return jax.vmap(ibpjax.ibp(margins, elide=True, round_outward=True), (None, 0, 0))(model, ball(x), y)
-
-    for label, bound in (('ibp', batch), ('ibp, elided margins', elided), ('... rounded outward', certified)):
-      found = pair(lambda model, x, y: network(model, x), bound, model, x, y, repeats=FLAGS.repeats)
+    for label, bound in BOUNDS.items():
+      found = pair(network, bound, model, x, y, repeats=FLAGS.repeats)
       print(f'{name:<10} {label:<22} {1e3 * found["reference"]:>10.2f} {1e3 * found["seconds"]:>10.2f} '
             f'{found["ratio"]:>6.2f} {found["cost"]:>6.2f} {found["compile"]:>9.2f} {found["megabytes"]:>8.1f}')
 

@@ -60,7 +60,8 @@ def test_the_commands_in_the_readme_exist():
 
 
 def run(*command):
-  return subprocess.run([sys.executable, '-m', *map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+  full = [sys.executable, '-m', *map(str, command)]
+  return subprocess.run(full, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 def test_train_and_certify_end_to_end(tmp_path):
