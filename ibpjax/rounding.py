@@ -75,10 +75,18 @@ def roundings(eqn: Equation) -> tuple[int, int]:
 
 
 def _wider(x: Any, relative: float) -> Any:
-  """An interval widened by `relative` times the largest magnitude of each element."""
+  """An interval with its ends rounded outward, each by `relative` times itself."""
   if not isinstance(x, Interval):
     return x
-  slack = relative * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) + jnp.finfo(x.dtype).tiny
+  tiny = jnp.finfo(x.dtype).tiny
+  return Interval(x.lower - relative * jnp.abs(x.lower) - tiny, x.upper + relative * jnp.abs(x.upper) + tiny)
+
+
+def _spread(x: Any, relative: float) -> Any:
+  """An interval widened by `relative` times its largest magnitude, on both sides."""
+  if not isinstance(x, Interval):
+    return x
+  slack = relative * magnitude(x)
   return Interval(x.lower - slack, x.upper + slack)
 
 
@@ -97,7 +105,7 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     if eqn.primitive is P.scatter_add_p:  # what is added to counts among the terms, known or not
       operands = [as_interval(x) if jnp.issubdtype(v.dtype, jnp.floating) else x for x, v in zip(operands, eqn.inputs)]
     # |W| (r + 4 (gamma_n + u) |x|) covers the sums of the function, of the centre and of the radius.
-    operands = [_wider(x, 4 * gamma(terms + 1, u)) for x in operands]
+    operands = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
     return [_wider(x, 4 * u) for x in step(eqn, operands)]
   if eqn.key in _EXACT:
     return step(eqn, operands)

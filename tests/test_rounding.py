@@ -134,3 +134,9 @@ def test_precision_asked_for_by_the_model_counts():
   box = Interval(x - 1e-4, x + 1e-4)
   wide, narrow = (leaves(ibp(f, round_outward=True)(box))[0].width.mean() for f in (low, high))
   assert wide > 10 * narrow
+
+
+def test_rounding_keeps_the_finite_end_of_a_half_line():
+  bound = ibp(jnp.log, round_outward=True)(Interval(jnp.zeros(1), jnp.ones(1) * 2))
+  assert float(bound.lower[0]) == -np.inf
+  assert np.log(2) < float(bound.upper[0]) < np.log(2) * (1 + 1e-5)
