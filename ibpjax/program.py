@@ -183,9 +183,10 @@ class _Builder:
     for eqn in jaxpr.eqns:
       inputs = [self.read(env, v) for v in eqn.invars]
       outputs: Sequence[Value]
-      if not any(map(self.is_perturbed, inputs)):
+      perturbed = list(map(self.is_perturbed, inputs))
+      if not any(perturbed):
         outputs = self.emit(eqn, inputs)
-      elif (key := self.recognise(eqn)) is not None:
+      elif not any(perturbed[1:]) and (key := self.recognise(eqn)) is not None:  # rows are of the first operand
         outputs = self.emit(eqn, inputs, key)
       elif (body := call_body(eqn.primitive, eqn.params)) is not None:
         caller = self.caller

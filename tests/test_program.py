@@ -239,3 +239,10 @@ def test_coefficients_of_zero_hide_infinite_ends():
   np.testing.assert_allclose(bound.upper, [1, 2, jnp.inf, jnp.log(2.)], rtol=1e-6)
   masked = ibp(lambda x: jnp.where(jnp.array([True, False]), x, -jnp.inf).max() * 2, elide=True)(box)
   np.testing.assert_allclose([masked.lower, masked.upper], [-2, 2])
+
+
+def test_a_recognised_function_of_two_perturbed_operands_is_entered():
+  slope = Interval(jnp.full(3, .1), jnp.full(3, .3))
+  bound = ibp(jax.nn.leaky_relu)(BOX, slope)
+  np.testing.assert_allclose(bound.lower, [.4, -1.1 * .3, 1.9], rtol=1e-5)
+  np.testing.assert_allclose(bound.upper, [.6, -.9 * .1, 2.1], rtol=1e-5)
