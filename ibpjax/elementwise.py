@@ -83,18 +83,28 @@ def _positive(k: Any) -> Any:
 
 
 def _tanh(k: Any) -> Sequence[Any]:
-  x = jnp.arctanh(jnp.sqrt(1 - _between(k, 0., 1.)))
-  return x, -x
+  return _both(jnp.arctanh(jnp.sqrt(1 - _between(k, 0., 1.))))
 
 
 def _logistic(k: Any) -> Sequence[Any]:
-  x = 2 * jnp.arctanh(jnp.sqrt(1 - _between(4 * k, 0., 1.)))
+  return _both(2 * jnp.arctanh(jnp.sqrt(1 - _between(4 * k, 0., 1.))))
+
+
+def _both(x: Any) -> Sequence[Any]:
   return x, -x
 
 
 def _logit(k: Any) -> Sequence[Any]:
   k = _between(k, 0., 1.)
   return (jnp.log(k) - jnp.log1p(-k),)
+
+
+_LOG2 = float(np.log(2))
+
+
+def _bell(k: Any) -> Any:
+  """Where the slope 2 exp(-x**2) / sqrt(pi) of erf is k, for x >= 0."""
+  return jnp.sqrt(-jnp.log(_between(k * np.pi ** .5 / 2, 0., 1.)))
 
 
 def _integer_pow(params: dict[str, Any]) -> Elementwise:
@@ -118,9 +128,23 @@ TABLE: dict[Any, Elementwise | Callable[[dict[str, Any]], Elementwise]] = {
     P.square_p: Elementwise(lambda k: (k / 2,)),
     P.integer_pow_p: _integer_pow,
     P.exp_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1),
+    P.exp2_p: Elementwise(lambda k: (jnp.log2(_positive(k / _LOG2)),), trend=1, roundings=256),
+    P.expm1_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1),
     P.log_p: Elementwise(lambda k: (1 / _positive(k),), trend=1, domain=(0., np.inf)),
     P.log1p_p: Elementwise(lambda k: (1 / _positive(k) - 1,), trend=1, domain=(-1., np.inf)),
     P.sqrt_p: Elementwise(lambda k: (1 / (4 * _positive(k * k)),), trend=1, domain=(0., np.inf)),
+    P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf)),
+    P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1),
+    P.sinh_p: Elementwise(lambda k: _both(jnp.arccosh(jnp.maximum(k, 1.))), trend=1, roundings=128),
+    P.cosh_p: Elementwise(lambda k: (jnp.arcsinh(k),), roundings=128),
+    P.asinh_p: Elementwise(lambda k: _both(jnp.sqrt(1 / _between(k, 0., 1.) ** 2 - 1)), trend=1),
+    P.acosh_p: Elementwise(lambda k: (jnp.sqrt(1 + 1 / _positive(k * k)),), trend=1, domain=(1., np.inf)),
+    P.atanh_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.))), trend=1, domain=(-1., 1.)),
+    P.asin_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.) ** 2)), trend=1, domain=(-1., 1.)),
+    P.acos_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(-k, 1.) ** 2)), trend=-1, domain=(-1., 1.)),
+    P.atan_p: Elementwise(lambda k: _both(jnp.sqrt(1 / _between(k, 0., 1.) - 1)), trend=1),
+    P.erf_p: Elementwise(lambda k: _both(_bell(k)), trend=1),
+    P.erfc_p: Elementwise(lambda k: _both(_bell(-k)), trend=-1, roundings=256),
     P.tanh_p: Elementwise(_tanh, trend=1),
     P.logistic_p: Elementwise(_logistic, trend=1),
     jax.nn.softplus: Elementwise(_logit, trend=1),

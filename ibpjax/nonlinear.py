@@ -20,7 +20,8 @@ Rule = Callable[[Equation, Sequence[Any]], Interval]
 # Increasing in every operand: exact on each end separately.
 MONOTONE = frozenset({
     P.max_p, P.min_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
-    P.pad_p, P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p,
+    P.cummax_p, P.cummin_p, P.floor_p, P.ceil_p, P.round_p, P.sign_p, P.pad_p,
+    P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p,
 })
 
 

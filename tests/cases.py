@@ -142,6 +142,7 @@ AFFINE = {
 }
 
 SMOOTH = dict(shape=(400,), spread=3., radii=(0., 1e-3, .05, .5, 3.))
+SMALL = dict(shape=(400,), spread=.1, radii=(0., 1e-3, .05, .3))  # inside of (-1, 1)
 ELEMENTWISE = {
     'relu': Case(jax.nn.relu, **SMOOTH),
     'relu6': Case(jax.nn.relu6, centre=2., **SMOOTH),
@@ -158,6 +159,20 @@ ELEMENTWISE = {
     'x ** -1': Case(lambda x: lax.integer_pow(x, -1), centre=20., **SMOOTH),
     'x ** -2': Case(lambda x: lax.integer_pow(x, -2), centre=-20., **SMOOTH),
     'exp': Case(jnp.exp, **SMOOTH),
+    'exp2': Case(jnp.exp2, **SMOOTH),
+    'expm1': Case(jnp.expm1, **SMOOTH),
+    'rsqrt': Case(lax.rsqrt, centre=20., **SMOOTH),
+    'cbrt': Case(jnp.cbrt, **SMOOTH),
+    'sinh': Case(jnp.sinh, **SMOOTH),
+    'cosh': Case(jnp.cosh, **SMOOTH),
+    'asinh': Case(jnp.arcsinh, **SMOOTH),
+    'acosh': Case(jnp.arccosh, centre=20., **SMOOTH),
+    'atanh': Case(jnp.arctanh, **SMALL),
+    'asin': Case(jnp.arcsin, **SMALL),
+    'acos': Case(jnp.arccos, **SMALL),
+    'atan': Case(jnp.arctan, **SMOOTH),
+    'erf': Case(jax.scipy.special.erf, **SMOOTH),
+    'erfc': Case(jax.scipy.special.erfc, **SMOOTH),
     'log': Case(jnp.log, centre=20., **SMOOTH),
     'log1p': Case(jnp.log1p, centre=20., **SMOOTH),
     'sqrt': Case(jnp.sqrt, centre=20., **SMOOTH),
@@ -192,6 +207,12 @@ NONLINEAR = {
     'max pool, overlapping': Case(pool(-np.inf, lax.max, strides=(1, 1, 1, 1), padding='SAME'), IMAGE),
     'min pool': Case(pool(np.inf, lax.min), IMAGE),
     'reduce precision': Case(lambda x: lax.reduce_precision(x, 8, 10), exact=False),
+    'cumulative max': Case(lambda x: lax.cummax(x.reshape(2, 3), axis=1)),
+    'cumulative min': Case(lambda x: lax.cummin(x, axis=0, reverse=True)),
+    'floor': Case(lambda x: jnp.floor(3 * x), exact=False),
+    'ceil': Case(lambda x: jnp.ceil(3 * x), exact=False),
+    'round': Case(lambda x: jnp.round(3 * x), exact=False),
+    'sign': Case(jnp.sign, exact=False),
     'narrowing cast': Case(lambda x: x.astype(jnp.float32).astype(x.dtype)),
     'greater': Case(lambda x: x > lax.rev(x, (0,)), exact=False),
     'less': Case(lambda x: x < known(W[0], x), exact=False),

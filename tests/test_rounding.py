@@ -88,6 +88,34 @@ def test_elementwise_rows_are_as_accurate_as_they_say(name):
     assert np.all((v >= np.asarray(bound.lower, np.float64)) & (v <= np.asarray(bound.upper, np.float64)))
 
 
+RANGES = {
+    'exp': (jnp.exp, -80, 80), 'exp2': (jnp.exp2, -120, 120), 'expm1': (jnp.expm1, -80, 80),
+    'log': (jnp.log, 1e-30, 1e30), 'log near 1': (jnp.log, .9, 1.1), 'log1p': (jnp.log1p, -.99999, 1e30),
+    'sqrt': (jnp.sqrt, 0, 1e30),
+    'rsqrt': (lax.rsqrt, 1e-30, 1e30), 'cbrt': (jnp.cbrt, -1e30, 1e30), 'sinh': (jnp.sinh, -80, 80),
+    'cosh': (jnp.cosh, -80, 80), 'asinh': (jnp.arcsinh, -1e18, 1e18), 'acosh': (jnp.arccosh, 1, 1e18),
+    'atanh': (jnp.arctanh, -.999999, .999999), 'asin': (jnp.arcsin, -1, 1), 'acos': (jnp.arccos, -1, 1),
+    'atan': (jnp.arctan, -1e10, 1e10), 'erf': (lax.erf, -10, 10), 'erfc': (lax.erfc, -9, 9),
+    'tanh': (jnp.tanh, -20, 20),
+    'sigmoid': (jax.nn.sigmoid, -80, 80), 'softplus': (jax.nn.softplus, -80, 80),
+    'cube': (lambda x: lax.integer_pow(x, 3), -1e5, 1e5),
+}
+
+
+@pytest.mark.parametrize('name', RANGES)
+def test_functions_are_as_accurate_as_their_rows_say_over_their_whole_range(name):
+  f, least, greatest = RANGES[name]
+  spread = np.exp(RNG.uniform(-30, np.log(max(-least, greatest)), 50_000)) * RNG.choice([-1, 1], 50_000)
+  x = np.float32(np.concatenate([RNG.uniform(least, greatest, 50_000), spread]))
+  x = jnp.asarray(x[(x >= least) & (x <= greatest)])
+  bound = jax.jit(ibp(f, round_outward=True))(Interval(x, x))
+  with jax.enable_x64(True):
+    exact = np.asarray(f(jnp.asarray(x, jnp.float64)))
+  lower, upper = np.asarray(bound.lower, np.float64), np.asarray(bound.upper, np.float64)
+  assert np.all((exact >= lower) & (exact <= upper))
+  assert np.all(upper - lower <= 2e-4 * np.abs(exact) + 1e-37)
+
+
 @pytest.mark.parametrize('p', [1., 2., 5.])
 def test_balls_are_rounded_outward(p):
   centre = jnp.asarray(RNG.normal(size=64), jnp.float32)
