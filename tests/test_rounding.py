@@ -168,3 +168,18 @@ def test_rounding_keeps_the_finite_end_of_a_half_line():
   bound = ibp(jnp.log, round_outward=True)(Interval(jnp.zeros(1), jnp.ones(1) * 2))
   assert float(bound.lower[0]) == -np.inf
   assert np.log(2) < float(bound.upper[0]) < np.log(2) * (1 + 1e-5)
+
+
+def test_rows_are_not_pulled_back_through_a_cast_into_the_lower_precision():
+  x = jnp.asarray(RNG.normal(size=64), jnp.float32)
+  f = lambda x: 1.003 * jax.nn.relu((B(x) @ x).astype(jnp.bfloat16)).astype(x.dtype)
+  plain, elided = ibp(f)(Interval(x, x)), ibp(f, elide=True)(Interval(x, x))
+  np.testing.assert_allclose(elided.lower, plain.lower, rtol=1e-6)
+  np.testing.assert_allclose(plain.lower, f(x), rtol=1e-6)
+
+
+def test_an_end_that_overflowed_into_nan_is_not_turned_into_zero():
+  box = Interval(jnp.full(1, 100.), jnp.full(1, 101.))
+  for f in (jax.nn.relu, jnp.abs, jax.nn.leaky_relu, lambda x: jnp.minimum(x, 1.) * -1, jnp.square):
+    bound = ibp(lambda x, f=f: f(jnp.exp(x) - jnp.exp(x)))(box)  # inf - inf
+    assert float(bound.upper[0]) == np.inf
