@@ -19,7 +19,7 @@ INCREASING = frozenset({
     P.dynamic_slice_p, P.dynamic_update_slice_p, P.gather_p, P.pad_p, P.reduce_sum_p,
     P.reduce_window_sum_p, P.reshape_p, P.rev_p, P.scatter_add_p, P.select_n_p,
     P.slice_p, lax.split_p, P.squeeze_p, lax.stack_p, lax.tile_p, P.transpose_p, lax.unstack_p,
-    P.convert_element_type_p, P.sharding_constraint_p,
+    P.convert_element_type_p, P.sharding_constraint_p, lax.optimization_barrier_p,
 })
 SIGNED = frozenset({P.neg_p, P.sub_p})
 # Affine in one operand when the others, the weights, are known.
@@ -28,7 +28,7 @@ CONTRACTIONS = frozenset({P.dot_general_p, P.conv_general_dilated_p})
 WEIGHTED = SCALING | CONTRACTIONS
 
 # Operands that are predicates, indices, divisors or padding: affine only when these are known.
-_CONTROL = {
+CONTROL = {
     P.select_n_p: slice(0, 1), P.dynamic_slice_p: slice(1, None), P.dynamic_update_slice_p: slice(2, None),
     P.gather_p: slice(1, None), P.scatter_add_p: slice(1, 2), P.div_p: slice(1, None), P.pad_p: slice(1, None),
 }
@@ -39,7 +39,7 @@ def is_affine(eqn: Equation, perturbed: Sequence[bool]) -> bool:
   p = eqn.primitive
   if eqn.key is not p or not all(jnp.issubdtype(v.dtype, jnp.floating) for v in eqn.outputs):
     return False
-  if p in _CONTROL and any(perturbed[_CONTROL[p]]):
+  if p in CONTROL and any(perturbed[CONTROL[p]]):
     return False
   if p is P.convert_element_type_p:  # to another precision: rows would be computed in the lower one
     return eqn.inputs[0].dtype == eqn.outputs[0].dtype

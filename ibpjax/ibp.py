@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax import affine, nonlinear, rounding
+from ibpjax import affine, loops, nonlinear, rounding
 from ibpjax.elementwise import image as elementwise_image
-from ibpjax.elementwise import recognise
 from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validated
+from ibpjax.patterns import grouped
 from ibpjax.program import Equation, Program, Value, rebind, source_line, trace
 from ibpjax.rows import Walk
+from ibpjax.univariate import Univariate
 
 
 def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None = None,
@@ -51,7 +52,8 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
     # Certificates assume products of full precision: GPUs and TPUs multiply float32 in less by default.
     with jax.default_matmul_precision('highest') if round_outward else contextlib.nullcontext():
       args, kwargs = validated(args, kwargs)
-      program, inputs, out_tree = trace(f, args, kwargs, recognise)
+      program, inputs, out_tree = trace(f, args, kwargs)
+      program = grouped(program)
       for v in program.outputs:
         _check_output(v)
       forward = Forward(program, inputs, intermediate, round_outward)
@@ -94,7 +96,8 @@ class Forward:
       if any(v.id in self.near_balls for v in eqn.inputs):
         self.near_balls |= {v.id for v in eqn.outputs}
     else:
-      for v in (v for v, p in zip(eqn.inputs, perturbed) if p and v.id not in self.wanted and v.dtype != jnp.bool_):
+      for v in (v for v, p in zip(eqn.inputs, perturbed) if p and v.id not in self.wanted
+                and jnp.issubdtype(v.dtype, jnp.floating)):
         self.wanted[v.id] = eqn
         if v.id in given:
           env[v.id] = _accepted(given[v.id], v)
@@ -106,31 +109,19 @@ class Forward:
 
   def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
     """The bounds of one equation, some of whose operands are Intervals."""
-    if eqn.body is not None:
-      return self._scan(eqn, operands)
+    if eqn.bodies:
+      return loops.image(eqn, operands, self._run)
+    if isinstance(eqn.key, Univariate):
+      return [eqn.key.image(operands, self._run)]
     if affine.is_affine(eqn, [is_set(x) for x in operands]):
       return affine.image(eqn, operands)
     out = nonlinear.image(eqn, operands)
     return [elementwise_image(eqn, operands)] if out is None else out
 
-  def _scan(self, eqn: Equation, operands: list[Any]) -> list[Any]:
-    """A scan whose step is IBP on the body: one compiled loop, whatever its length."""
-    body, params = eqn.body, eqn.params
-    assert body is not None
-    first, last = params['num_consts'], params['num_consts'] + params['num_carry']
-
-    def lift(x, v):
-      return as_interval(x) if v.id in body.perturbed else x
-
-    def advance(carry, xs):
-      env = Forward(body, [*args[:first], *carry, *xs], round_outward=self.round_outward).env
-      out = [env[v.id] for v in body.outputs]
-      return list(map(lift, out[:last - first], body.inputs[first:last])), out[last - first:]
-
-    args = list(map(lift, operands, body.inputs))
-    carry, ys = jax.lax.scan(advance, args[first:last], args[last:], length=params['length'],
-                             reverse=params['reverse'], unroll=params['unroll'])
-    return [*carry, *ys]
+  def _run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
+    """The bounds of the outputs of a program inside of this one."""
+    env = Forward(program, inputs, round_outward=self.round_outward).env
+    return [env[v.id] for v in program.outputs]
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
@@ -150,7 +141,7 @@ class Forward:
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
     return Intermediates({i: _honest(self.env[i]) for i in self.wanted},
-                         tuple((i, str(e.primitive), source_line(e)) for i, e in self.wanted.items()))
+                         tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
 
 
 def _honest(x: Interval) -> Interval:

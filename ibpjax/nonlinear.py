@@ -1,34 +1,34 @@
 """Interval rules for what is neither affine nor elementwise in one operand.
 
-Products and quotients of two perturbed values, maxima, three-valued comparisons and selection.
+Products, quotients and powers of two perturbed values, maxima, three-valued comparisons and
+selection, casts; and the composites (`composites`).
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax.affine import INCREASING, centre_radius
+from ibpjax import reductions
+from ibpjax.affine import CONTROL, INCREASING, centre_radius
+from ibpjax.composites import Composite
 from ibpjax.interval import Interval, as_interval, hull, is_set
 from ibpjax.program import Equation, rebind, unsupported
+from ibpjax.reductions import corners, ends
 
-Rule = Callable[[Equation, Sequence[Any]], Interval]
+Rule = Callable[[Equation, Sequence[Any]], Interval | list[Interval] | None]
 
 # Increasing in every operand: exact on each end separately.
 MONOTONE = frozenset({
     P.max_p, P.min_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
     P.cummax_p, P.cummin_p, P.floor_p, P.ceil_p, P.round_p, P.sign_p, P.pad_p,
-    P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p,
+    P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p, P.scatter_max_p, P.scatter_min_p,
 })
-
-
-def ends(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
-  """The rule of an increasing operation: run it on all lower and on all upper ends."""
-  lower, upper = ([getattr(x, end) if is_set(x) else x for x in operands] for end in ('lower', 'upper'))
-  return [Interval(l, u) for l, u in zip(rebind(eqn, *lower), rebind(eqn, *upper), strict=True)]
 
 
 def _same(eqn: Equation) -> bool:
@@ -43,22 +43,17 @@ def _square(x: Interval) -> Interval:
   return Interval(jnp.where(crosses, 0, jnp.minimum(low, high)), jnp.maximum(low, high))
 
 
-def _times(a: Any, b: Any) -> Any:
-  """a * b where 0 times an infinite end is 0, as it is for every finite value."""
-  empty = ((a == 0) & ~jnp.isfinite(b)) | ((b == 0) & ~jnp.isfinite(a))
-  return jnp.where(empty, 0, a) * jnp.where(empty, 0, b)
-
-
 def product(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """x * y for two boxes: the four corners; x * x: a square."""
   x, y = map(as_interval, operands)
-  if _same(eqn):
-    return _square(x)
-  corners = [_times(a, b) for a in (x.lower, x.upper) for b in (y.lower, y.upper)]
-  low, high = corners[0], corners[0]
-  for c in corners[1:]:
-    low, high = jnp.minimum(low, c), jnp.maximum(high, c)
-  return Interval(low, high)
+  return _square(x) if _same(eqn) else corners(x, y)
+
+
+def _hull_of(values: Sequence[Any], known: Any) -> Interval:
+  """The hull of values where that is known to bound, and of what is a number; the real line elsewhere."""
+  low, high = functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values)
+  known = known & ~jnp.isnan(low) & ~jnp.isnan(high)
+  return Interval(jnp.where(known, low, -jnp.inf), jnp.where(known, high, jnp.inf))
 
 
 def quotient(eqn: Equation, operands: Sequence[Any]) -> Interval:
@@ -66,15 +61,30 @@ def quotient(eqn: Equation, operands: Sequence[Any]) -> Interval:
   x, y = map(as_interval, operands)
   away = (y.lower > 0) | (y.upper < 0)
   if _same(eqn):
-    one = jnp.ones_like(x.lower)
-    return Interval(jnp.where(away, one, -jnp.inf), jnp.where(away, one, jnp.inf))
-  low_y, high_y = jnp.where(away, y.lower, 1), jnp.where(away, y.upper, 1)
-  corners = [a / b for a in (x.lower, x.upper) for b in (low_y, high_y)]
-  low, high = corners[0], corners[0]
-  for c in corners[1:]:
-    low, high = jnp.minimum(low, c), jnp.maximum(high, c)
-  bad = ~away | jnp.isnan(low) | jnp.isnan(high)  # infinity over infinity
-  return Interval(jnp.where(bad, -jnp.inf, low), jnp.where(bad, jnp.inf, high))
+    return _hull_of([jnp.ones_like(x.lower)], away)
+  low, high = jnp.where(away, y.lower, 1), jnp.where(away, y.upper, 1)
+  return _hull_of([a / b for a in (x.lower, x.upper) for b in (low, high)], away)
+
+
+def power(eqn: Equation, operands: Sequence[Any]) -> Interval:
+  """x ** y of two perturbed values: monotone in each for x > 0, hence the four corners; else the real line."""
+  x, y = map(as_interval, operands)
+  real = (x.lower > 0) | ((x.lower == 0) & (y.lower > 0))
+  low, high = jnp.where(real, x.lower, 1), jnp.where(real, x.upper, 1)
+  return _hull_of([a ** b for a in (low, high) for b in (y.lower, y.upper)], real)
+
+
+def angle(eqn: Equation, operands: Sequence[Any]) -> Interval:
+  """atan2(y, x): the four corners of a box that keeps clear of the origin and of the cut x <= 0, y = 0.
+
+  The angle is constant along rays, so over a convex set without the origin its extremes are at
+  corners. A box that touches the cut may hold any angle.
+  """
+  y, x = map(as_interval, operands)
+  clear = (y.lower > 0) | (y.upper < 0) | (x.lower > 0)
+  low, high = jnp.where(clear, x.lower, 1), jnp.where(clear, x.upper, 1)
+  found = _hull_of([jnp.arctan2(a, b) for a in (y.lower, y.upper) for b in (low, high)], clear)
+  return Interval(jnp.where(clear, found.lower, -np.pi), jnp.where(clear, found.upper, np.pi))
 
 
 def contraction(eqn: Equation, operands: Sequence[Any]) -> Interval:
@@ -140,7 +150,7 @@ def selection(eqn: Equation, operands: Sequence[Any]) -> Interval:
 def cast(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """A change of dtype. Rounding to nearest is monotone: the ends of the box bound the rounded values."""
   source, target = eqn.inputs[0].dtype, eqn.outputs[0].dtype
-  if source == jnp.bool_ or (jnp.issubdtype(target, jnp.floating) and jnp.issubdtype(source, jnp.floating)):
+  if not jnp.issubdtype(source, jnp.floating) or jnp.issubdtype(target, jnp.floating):
     return ends(eqn, operands)[0]
   raise unsupported(eqn, f'turns perturbed {source} values into {target}: integers that depend on the input have no '
                          'bounds. Compute with floats and comparisons, or keep this outside of the bounded function')
@@ -162,6 +172,16 @@ def finite(eqn: Equation, operands: Sequence[Any]) -> Interval:
 TABLE: dict[Any, Rule] = {
     P.mul_p: product,
     P.div_p: quotient,
+    P.pow_p: power,
+    P.atan2_p: angle,
+    P.reduce_prod_p: reductions.reduce_prod,
+    P.cumprod_p: reductions.cumprod,
+    P.cumlogsumexp_p: ends,
+    P.sort_p: reductions.sort,
+    P.top_k_p: reductions.top_k,
+    P.scatter_p: reductions.scatter,
+    lax.scatter_sub_p: reductions.scatter_sub,
+    P.scatter_mul_p: reductions.scatter_mul,
     P.dot_general_p: contraction,
     P.conv_general_dilated_p: contraction,
     P.select_n_p: selection,
@@ -175,18 +195,40 @@ TABLE: dict[Any, Rule] = {
 
 
 _LOGIC = frozenset({P.and_p, P.or_p, P.xor_p, P.not_p})
+_SCATTERS = frozenset({P.scatter_p, P.scatter_add_p, lax.scatter_sub_p, P.scatter_mul_p, P.scatter_max_p,
+                       P.scatter_min_p})
+_COMPLEX = frozenset({P.complex_p, P.real_p, P.imag_p, P.conj_p, P.fft_p})
+
+
+def _refuse(eqn: Equation, perturbed: Sequence[bool]) -> None:
+  """Raises for what has no bounds for a reason that no rule could change."""
+  if eqn.key in _LOGIC and eqn.inputs[0].dtype != jnp.bool_:
+    raise unsupported(eqn, 'combines the bits of perturbed integers; only booleans are bounded')
+  if eqn.key in (P.argmax_p, P.argmin_p):
+    raise unsupported(eqn, 'is a position that depends on perturbed values, and jumps with them. Bound the values '
+                           'themselves (max, sort, top_k), or margins between them (ibpjax.margins)')
+  if eqn.key in _COMPLEX or any(jnp.issubdtype(v.dtype, jnp.complexfloating) for v in (*eqn.inputs, *eqn.outputs)):
+    raise unsupported(eqn, 'uses complex numbers, which have no order and so no intervals. Compute the real and the '
+                           'imaginary part as two real arrays')
+  moved = eqn.key in CONTROL and eqn.key not in (P.select_n_p, P.div_p, P.pad_p) and any(perturbed[CONTROL[eqn.key]])
+  if moved or (eqn.key in _SCATTERS and perturbed[1]):
+    raise unsupported(eqn, 'is indexed by positions that depend on perturbed values, such as those of a sort, top_k or '
+                           'argmax. Use the sorted values themselves, or jnp.where with comparisons')
 
 
 def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval] | None:
   """Bounds of an equation by this file's rules, or None if it has none for these operands."""
+  if isinstance(eqn.key, Composite):
+    return [eqn.key.image(operands, 0.)]
   perturbed = [is_set(x) for x in operands]
-  if eqn.key in _LOGIC and eqn.inputs[0].dtype != jnp.bool_:
-    raise unsupported(eqn, 'combines the bits of perturbed integers; only booleans are bounded')
-  structural = eqn.key in INCREASING and eqn.outputs[0].dtype == jnp.bool_ and eqn.key is not P.select_n_p
+  _refuse(eqn, perturbed)
+  structural = (eqn.key in INCREASING and eqn.key not in (P.select_n_p, P.convert_element_type_p)
+                and not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating))
   if structural or (eqn.key in MONOTONE and (eqn.key not in (P.max_p, P.min_p) or all(perturbed))):
     return ends(eqn, operands)
   if eqn.key is P.select_n_p and not perturbed[0]:  # of booleans, by a known predicate
     return ends(eqn, operands)
-  rule = TABLE.get(eqn.key)
-  return None if rule is None else [rule(eqn, operands)]
-
+  if eqn.key is P.pow_p and not all(perturbed):  # a row of the table of elementwise functions
+    return None
+  out = None if (rule := TABLE.get(eqn.key)) is None else rule(eqn, operands)
+  return [out] if isinstance(out, Interval) else out

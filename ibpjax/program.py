@@ -39,17 +39,24 @@ class Value:
 class Equation:
   """outputs = primitive(*inputs, **params), with the user's line it came from.
 
-  `key` is what the tables of rules are indexed by: the primitive, or the registered function
-  that a whole call was recognised as. `body` is the program of one step of a scan.
+  `key` is what the tables of rules are indexed by: the primitive, or what a group of equations
+  was found to compute together. Such a group has no primitive; `fn` computes it on arrays. `bodies` are
+  the programs of the step of a scan, the branches of a cond, the test and the step of a while.
   """
-  primitive: jex.Primitive
+  primitive: Any
   params: dict[str, Any]
   inputs: tuple[Value, ...]
   outputs: tuple[Value, ...]
   source: Any
   context: Any
   key: Any
-  body: Program | None = None
+  bodies: tuple[Program, ...] = ()
+  fn: Callable | None = None
+
+  @property
+  def name(self) -> str:
+    """What the equation is called in messages."""
+    return getattr(self.key, '__name__', str(self.key))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +75,19 @@ class Program:
 
 def rebind(eqn: Equation, *operands: Any) -> list[Any]:
   """Runs one equation on arrays or tracers, under the user's source line."""
+  if eqn.fn is not None:
+    return [eqn.fn(*operands)]
   with eqn.context.manager, source_info_util.user_context(eqn.source.traceback, name_stack=eqn.source.name_stack):
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
   return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def evaluate(program: Program, inputs: Sequence[Any]) -> list[Any]:
+  """The outputs of a program on arrays."""
+  env = program.environment(inputs)
+  for eqn in program.equations:
+    env |= zip((v.id for v in eqn.outputs), rebind(eqn, *[env[v.id] for v in eqn.inputs]), strict=True)
+  return [env[v.id] for v in program.outputs]
 
 
 _JAX = os.path.dirname(jax.__file__) + os.sep
@@ -91,7 +108,7 @@ def source_line(eqn: Equation) -> str:
 def unsupported(eqn: Equation, why: str) -> NotImplementedError:
   """The error for an equation that no rule bounds: primitive, shapes, user's line."""
   shapes = ', '.join(f'{v.dtype}[{",".join(map(str, v.shape))}]' for v in eqn.inputs)
-  return NotImplementedError(f'`{eqn.primitive}` ({shapes}) {why}\n  at {source_line(eqn)}')
+  return NotImplementedError(f'`{eqn.name}` ({shapes}) {why}\n  at {source_line(eqn)}')
 
 
 # These broadcast scalars and axes of size 1 by themselves. In a Program their perturbed operands
@@ -125,16 +142,26 @@ def _internal(body: jex.ClosedJaxpr) -> bool:
   return filename is not None and filename.startswith(_JAX)
 
 
+def _merging_key(primitive: jex.Primitive, params: dict[str, Any], inputs: Sequence[Value]) -> Any:
+  """What two equations that compute the same have in common; None if that cannot be told."""
+  try:
+    key = primitive, tuple(sorted(params.items())), tuple(v.id for v in inputs)
+    hash(key)
+  except TypeError:
+    return None
+  return key
+
+
 class _Builder:
   """Collects equations while nested code is entered; knows which values are perturbed."""
 
-  def __init__(self, recognise: Callable[[jex.JaxprEqn], Any]):
-    self.recognise = recognise
+  def __init__(self) -> None:
     self.equations: list[Equation] = []
     self.constants: dict[int, Any] = {}
     self.perturbed: set[int] = set()
     self.next_id = 0
     self.caller: Any = None  # the source of the call into jax's own code that is being entered
+    self.made: dict[Any, Any] = {}  # what has been computed already, so that it is one value wherever it occurs
 
   def value(self, shape, dtype, *, perturbed: bool) -> Value:
     v = Value(self.next_id, tuple(shape), dtype)
@@ -144,9 +171,11 @@ class _Builder:
     return v
 
   def constant(self, x: Any) -> Value:
-    v = self.value(np.shape(x), x.dtype, perturbed=False)
-    self.constants[v.id] = x
-    return v
+    key = (str(x.dtype), x.tobytes()) if isinstance(x, np.ndarray) and x.ndim == 0 else id(x)
+    if key not in self.made:
+      self.made[key] = self.value(np.shape(x), x.dtype, perturbed=False)
+      self.constants[self.made[key].id] = x
+    return self.made[key]
 
   def is_perturbed(self, v: Value) -> bool:
     return v.id in self.perturbed
@@ -156,21 +185,30 @@ class _Builder:
       return self.constant(np.asarray(atom.val, _aval(atom).dtype))
     return env[atom]
 
-  def emit(self, eqn: jex.JaxprEqn, inputs: Sequence[Value], key: Any = None, body: Program | None = None,
+  def emit(self, eqn: jex.JaxprEqn, inputs: Sequence[Value], bodies: tuple[Program, ...] = (),
            perturbed: Sequence[bool] | None = None) -> tuple[Value, ...]:
+    key = None if bodies or eqn.effects else _merging_key(eqn.primitive, eqn.params, inputs)
+    if key in self.made:
+      return self.made[key]
     if perturbed is None:
       perturbed = [any(map(self.is_perturbed, inputs))] * len(eqn.outvars)
     outputs = tuple(self.value(_aval(v).shape, _aval(v).dtype, perturbed=p) for v, p in zip(eqn.outvars, perturbed))
     self.equations.append(Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, self.caller or eqn.source_info,
-                                   eqn.ctx, eqn.primitive if key is None else key, body))
+                                   eqn.ctx, eqn.primitive, bodies))
+    if key is not None:
+      self.made[key] = outputs
     return outputs
 
   def broadcast(self, eqn: jex.JaxprEqn, v: Value, shape: tuple[int, ...]) -> Value:
     """`v` broadcast to `shape` by an equation of its own."""
     params = dict(shape=shape, broadcast_dimensions=tuple(range(len(v.shape))) if v.shape else (), sharding=None)
+    key = _merging_key(lax.broadcast_in_dim_p, params, (v,))
+    if key in self.made:
+      return self.made[key][0]
     out = self.value(shape, v.dtype, perturbed=True)
     self.equations.append(Equation(lax.broadcast_in_dim_p, params, (v,), (out,), self.caller or eqn.source_info,
                                    eqn.ctx, lax.broadcast_in_dim_p))
+    self.made[key] = (out,)
     return out
 
   def inline(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
@@ -183,19 +221,18 @@ class _Builder:
     for eqn in jaxpr.eqns:
       inputs = [self.read(env, v) for v in eqn.invars]
       outputs: Sequence[Value]
-      perturbed = list(map(self.is_perturbed, inputs))
-      if not any(perturbed):
+      if not any(map(self.is_perturbed, inputs)):
         outputs = self.emit(eqn, inputs)
-      elif not any(perturbed[1:]) and (key := self.recognise(eqn)) is not None:  # rows are of the first operand
-        outputs = self.emit(eqn, inputs, key)
       elif (body := call_body(eqn.primitive, eqn.params)) is not None:
         caller = self.caller
         if caller is None and _internal(body):
           self.caller = eqn.source_info
         outputs = self.inline(body.jaxpr, body.consts, inputs)
         self.caller = caller
-      elif eqn.primitive is P.scan_p:
-        outputs = self.scan(eqn, inputs)
+      elif eqn.primitive in (P.scan_p, P.while_p):
+        outputs = self.loop(eqn, inputs)
+      elif eqn.primitive is P.cond_p:
+        outputs = self.cond(eqn, inputs)
       else:
         if eqn.primitive in BROADCASTING:
           shape = _aval(eqn.outvars[0]).shape
@@ -204,34 +241,58 @@ class _Builder:
       env.update(zip(eqn.outvars, outputs, strict=True))
     return [self.read(env, v) for v in jaxpr.outvars]
 
-  def scan(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> tuple[Value, ...]:
-    """A scan as one equation. A carry is perturbed if it starts so or if a step makes it so."""
-    first, last = eqn.params['num_consts'], eqn.params['num_consts'] + eqn.params['num_carry']
-    flags = [self.is_perturbed(v) for v in inputs]
+  def loop(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> tuple[Value, ...]:
+    """A scan or a while as one equation. A carry is perturbed if it starts so or if a step makes it so."""
+    params = eqn.params
+    if eqn.primitive is P.scan_p:
+      first, last, step = params['num_consts'], params['num_consts'] + params['num_carry'], params['jaxpr']
+      skip = 0
+    else:
+      skip, first, last, step = params['cond_nconsts'], params['body_nconsts'], None, params['body_jaxpr']
+    flags = [self.is_perturbed(v) for v in inputs[skip:]]
+    last = len(flags) if last is None else last
     while True:
-      body = _build(eqn.params['jaxpr'], flags, self.recognise)
+      body = _build(step, flags)
       out = [v.id in body.perturbed for v in body.outputs]
       carry = [a or b for a, b in zip(flags[first:last], out[:last - first])]
       if carry == flags[first:last]:
-        return self.emit(eqn, inputs, body=body, perturbed=[*carry, *out[last - first:]])
+        break
       flags[first:last] = carry
+    bodies: tuple[Program, ...] = (body,)
+    if eqn.primitive is P.while_p:
+      test = _build(params['cond_jaxpr'], [*map(self.is_perturbed, inputs[:skip]), *carry])
+      bodies = test, body
+    return self.emit(eqn, inputs, bodies, [*carry, *out[last - first:]])
+
+  def cond(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> tuple[Value, ...]:
+    """A cond or switch as one equation; every output may depend on a perturbed predicate."""
+    which, *operands = inputs
+    flags = list(map(self.is_perturbed, operands))
+    branches = tuple(_build(b, flags) for b in eqn.params['branches'])
+    perturbed = [self.is_perturbed(which) or any(b.outputs[i].id in b.perturbed for b in branches)
+                 for i in range(len(eqn.outvars))]
+    return self.emit(eqn, inputs, branches, perturbed)
 
 
-def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool], recognise: Callable[[jex.JaxprEqn], Any]) -> Program:
-  builder = _Builder(recognise)
+def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool]) -> Program:
+  builder = _Builder()
   inputs = tuple(builder.value(_aval(v).shape, _aval(v).dtype, perturbed=p)
                  for v, p in zip(closed.jaxpr.invars, perturbed, strict=True))
   outputs = tuple(builder.inline(closed.jaxpr, closed.consts, inputs))
-  live, equations = {v.id for v in outputs}, []
-  for eqn in reversed(builder.equations):  # dead code must not be refused for lack of a rule
-    if any(v.id in live for v in eqn.outputs):
+  return live(Program(tuple(builder.equations), inputs, outputs, builder.constants, frozenset(builder.perturbed)))
+
+
+def live(program: Program) -> Program:
+  """A program without the equations that no output depends on: dead code must not be refused for lack of a rule."""
+  needed, equations = {v.id for v in program.outputs}, []
+  for eqn in reversed(program.equations):
+    if any(v.id in needed for v in eqn.outputs):
       equations.append(eqn)
-      live |= {v.id for v in eqn.inputs}
-  return Program(tuple(reversed(equations)), inputs, outputs, builder.constants, frozenset(builder.perturbed))
+      needed |= {v.id for v in eqn.inputs}
+  return dataclasses.replace(program, equations=tuple(reversed(equations)))
 
 
-def trace(f: Callable, args: tuple, kwargs: dict,
-          recognise: Callable[[jex.JaxprEqn], Any]) -> tuple[Program, list, Any]:
+def trace(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
   """`f` as a Program, its inputs, and the tree of its result.
 
   Arrays and sets of values become inputs; every other leaf (flags, names, None) stays static.
@@ -239,7 +300,6 @@ def trace(f: Callable, args: tuple, kwargs: dict,
   Args:
     f: any JAX function.
     args, kwargs: its arguments, where Intervals and LpBalls may stand for arrays.
-    recognise: equation -> key of the table row that bounds it as a whole, or None to enter it.
   """
   leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_set)
   dynamic = [is_set(x) or isinstance(x, (jax.Array, np.ndarray, np.generic)) for x in leaves]
@@ -263,7 +323,7 @@ def trace(f: Callable, args: tuple, kwargs: dict,
 
   representatives = [x.lower if isinstance(x, Interval) else x.centre if isinstance(x, LpBall) else x for x in inputs]
   closed = jax.make_jaxpr(flat)(*representatives)
-  return _build(closed, [is_set(x) for x in inputs], recognise), inputs, out_tree
+  return _build(closed, [is_set(x) for x in inputs]), inputs, out_tree
 
 
 def digest(f: Callable, *args: Any) -> str:
@@ -292,68 +352,3 @@ def digest(f: Callable, *args: Any) -> str:
       found.update(f'{x.dtype}{x.shape}'.encode() + np.asarray(data).tobytes())
   add(closed)
   return found.hexdigest()
-
-
-# ------------------------------------------------------------------ recognising whole functions
-def fingerprint(jaxpr: Any, consts: Sequence[Any] = ()) -> Any:
-  """A hashable description of elementwise code: equal for equal code, whatever its shapes and names.
-
-  Structure, not a name or a location in a file, decides what a call computes. Broadcasts of
-  scalars disappear, nested calls are entered, so that one traced scalar example describes all.
-  None for code that closes over arrays.
-  """
-  numbers: dict[Any, Any] = {v: i for i, v in enumerate((*jaxpr.constvars, *jaxpr.invars))}
-  lines: list[Any] = []
-
-  def describe(env, atom):
-    if isinstance(atom, jex.Literal):  # an array is equal to nothing, not even to itself
-      return ('literal', str(_aval(atom).dtype), np.asarray(atom.val).item()) if np.ndim(atom.val) == 0 else object()
-    return env[atom]
-
-  def walk(jaxpr, env):
-    for eqn in jaxpr.eqns:
-      inputs = [describe(env, v) for v in eqn.invars]
-      if (body := call_body(eqn.primitive, eqn.params)) is not None and not body.consts:
-        out = walk(body.jaxpr, dict(zip((*body.jaxpr.constvars, *body.jaxpr.invars), inputs)))
-      elif eqn.primitive is lax.broadcast_in_dim_p and _aval(eqn.invars[0]).shape == ():
-        out = inputs
-      else:
-        params = tuple(sorted((k, str(v)) for k, v in eqn.params.items() if k not in ('sharding', 'out_sharding')))
-        lines.append((eqn.primitive.name, params, tuple(inputs)))
-        out = [(len(lines), i) for i in range(len(eqn.outvars))]
-      env.update(zip(eqn.outvars, out, strict=True))
-    return [describe(env, v) for v in jaxpr.outvars]
-
-  if consts:
-    return None
-  outputs = walk(jaxpr, numbers)
-  return tuple(lines), tuple(outputs)
-
-
-class Recogniser:
-  """Finds registered functions of one array (and known scalars) by the structure of their code.
-
-  Args:
-    functions: key of a table row -> ((function, number of array arguments), ...), e.g.
-      `jax.nn.softplus`, which reaches a trace as a call of ten primitives.
-  """
-
-  def __init__(self, functions: dict[Any, Sequence[tuple[Callable, int]]]):
-    self.functions = functions
-    self._known = functools.cache(self._trace_known)
-
-  def _trace_known(self, *operands: tuple[str, bool]) -> dict[Any, Any]:
-    """fingerprint -> key, for operands of given (dtype, weakly typed); traced on scalars once."""
-    args = [jax.ShapeDtypeStruct((), dtype, weak_type=weak) for dtype, weak in operands]
-    return {fingerprint(jax.make_jaxpr(fn)(*args).jaxpr): key
-            for key, variants in self.functions.items() for fn, arity in variants if arity == len(args)}
-
-  def __call__(self, eqn: jex.JaxprEqn) -> Any:
-    body = call_body(eqn.primitive, eqn.params)
-    if body is None or not eqn.invars or len(body.jaxpr.outvars) != 1:
-      return None
-    out, operands = _aval(eqn.outvars[0]), [_aval(v) for v in eqn.invars]
-    if not all(a.shape in (out.shape, ()) and jnp.issubdtype(a.dtype, jnp.floating) for a in operands):
-      return None
-    known = self._known(*((str(a.dtype), bool(a.weak_type)) for a in operands))
-    return known.get(fingerprint(body.jaxpr, body.consts))

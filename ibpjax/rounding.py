@@ -18,18 +18,20 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import affine, nonlinear
-from ibpjax.elementwise import TABLE as ELEMENTWISE
-from ibpjax.elementwise import Elementwise
+from ibpjax import affine, nonlinear, reductions
+from ibpjax.composites import Composite
+from ibpjax.elementwise import row
 from ibpjax.interval import Interval, LpBall, as_interval, is_set
 from ibpjax.program import Equation, Program, Value, rebind
 
 # Affine operations that round; the other affine ones only move data.
 _SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p,
-                   P.scatter_add_p}) | affine.WEIGHTED
+                   P.scatter_add_p, lax.scatter_sub_p}) | affine.WEIGHTED
 # What returns one of its arguments, up to sign, or is a rounding by definition (casts).
 _EXACT = (affine.INCREASING | nonlinear.MONOTONE | {P.max_p, P.min_p, P.abs_p, P.neg_p, P.select_n_p, P.stop_gradient_p,
-                                                    P.convert_element_type_p}) - _SUMS
+                                                    P.convert_element_type_p, P.sort_p, P.top_k_p, P.scatter_p}) - _SUMS
+# Products of many factors: one rounding each.
+_PRODUCTS = frozenset({P.reduce_prod_p, P.cumprod_p, P.scatter_mul_p})
 
 
 def unit(eqn: Equation) -> float:
@@ -67,7 +69,7 @@ def roundings(eqn: Equation) -> tuple[int, int]:
     case P.cumsum_p:
       n = eqn.inputs[0].shape[eqn.params['axis']]
       return n, n
-    case P.scatter_add_p:
+    case P.scatter_add_p | lax.scatter_sub_p:
       return sizes[2] + 1, 1
     case P.gather_p | P.broadcast_in_dim_p | lax.tile_p:
       return 1, eqn.outputs[0].size
@@ -97,21 +99,33 @@ def rounded_hull(x: LpBall) -> Interval:
 
 def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
   """One step of IBP, widened by the rounding of the equation and of its bound."""
-  if eqn.body is not None or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
-    return step(eqn, operands)  # a scan widens inside; comparisons are exact
+  if eqn.bodies or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
+    return step(eqn, operands)  # loops widen inside; comparisons are exact
   u = unit(eqn)
   if eqn.key in _SUMS:
     terms, _ = roundings(eqn)
-    if eqn.primitive is P.scatter_add_p:  # what is added to counts among the terms, known or not
+    if eqn.primitive in (P.scatter_add_p, lax.scatter_sub_p):  # what is added to counts among the terms, known or not
       operands = [as_interval(x) if jnp.issubdtype(v.dtype, jnp.floating) else x for x, v in zip(operands, eqn.inputs)]
     # |W| (r + 4 (gamma_n + u) |x|) covers the sums of the function, of the centre and of the radius.
     operands = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
     return [_wider(x, 4 * u) for x in step(eqn, operands)]
   if eqn.key in _EXACT:
     return step(eqn, operands)
-  row = ELEMENTWISE.get(eqn.key, 16.)
-  row = row(eqn.params) if callable(row) else row
-  return [_wider(x, (row.roundings if isinstance(row, Elementwise) else row) * u) for x in step(eqn, operands)]
+  if isinstance(eqn.key, Composite):
+    return [eqn.key.image(operands, u)]
+  relative, absolute = 16., 0.
+  slots = [i for i, x in enumerate(operands) if isinstance(x, Interval)]
+  if len(slots) == 1 and (rule := row(eqn, slots[0])) is not None:
+    relative, absolute = rule.roundings, rule.cancellation
+  elif eqn.key in _PRODUCTS:
+    relative = 4. * reductions.count(eqn) + 16
+  elif eqn.key is P.cumlogsumexp_p:
+    absolute = 4. * reductions.count(eqn) + 16
+  out = [_wider(x, relative * u) for x in step(eqn, operands)]
+  if not absolute:
+    return out
+  slack = absolute * u * (1 + magnitude(operands[slots[0]]))
+  return [Interval(x.lower - slack, x.upper + slack) for x in out]
 
 
 def magnitude(x: Any) -> Any:

@@ -12,8 +12,10 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import Elementwise, Interval, elementwise
-from ibpjax.elementwise import recognise
+from ibpjax.composites import Composite
+from ibpjax.patterns import grouped
 from ibpjax.program import trace
+from ibpjax.univariate import Univariate
 
 
 def noise(*shape):
@@ -37,6 +39,8 @@ class Case:
     radii: of the boxes that soundness is tested on.
     exact: the bound is the exact range, so 1 % less of it is wrong.
     loosest: greatest allowed ratio of width and sampled range at radius 1e-3.
+    monotone: a wider box gives wider bounds; not so where a bound is made around the centre of a box.
+    point: a box of one point gives the value.
     count: points to sample a box at; fewer where a batch is slow (one convolution kernel a point).
   """
   f: Callable
@@ -46,6 +50,8 @@ class Case:
   radii: tuple[float, ...] = (0., 1e-3, .3, 2.)
   exact: bool = True
   loosest: float = 1.01
+  point: bool = True
+  monotone: bool = True
   count: int = 25_000
 
 
@@ -182,10 +188,96 @@ ELEMENTWISE = {
     'leaky relu': Case(jax.nn.leaky_relu, **SMOOTH),
     'leaky relu, negative slope': Case(lambda x: jax.nn.leaky_relu(x, -.5), **SMOOTH),
     'leaky relu, known slope': Case(lambda x: jax.nn.leaky_relu(x, jnp.asarray(.3, x.dtype)), **SMOOTH),
+    'sin': Case(jnp.sin, **SMOOTH),
+    'sin, far from 0': Case(jnp.sin, centre=1000., **SMOOTH),
+    'sin, many periods': Case(lambda x: jnp.sin(9 * x), **SMOOTH),
+    'cos': Case(jnp.cos, **SMOOTH),
+    'cos, left': Case(jnp.cos, centre=-6., **SMOOTH),
+    'tan': Case(jnp.tan, **SMALL),
+    'tan, another branch': Case(jnp.tan, **{**SMALL, 'centre': -4 * np.pi}),
+    'tan, steep': Case(lambda x: jnp.tan(x + .8), **SMALL),
+    'erf_inv': Case(lax.erf_inv, **SMALL),
+    'x ** c': Case(lambda x: x ** known(np.linspace(-3, 3, 400), x), centre=20., **SMOOTH),
+    'x ** c, whole c': Case(lambda x: lax.pow(x, known(np.arange(400) % 5., x)), **SMOOTH),
+    'x ** -c, whole c, negative x': Case(lambda x: lax.pow(x, -1 - known(np.arange(400) % 5., x)), centre=-20.,
+                                         **SMOOTH),
+    'c ** x': Case(lambda x: known(np.linspace(.1, 3, 400), x) ** x, **SMOOTH),
+    'elu': Case(jax.nn.elu, **SMOOTH),
+    'elu, known alpha': Case(lambda x: jax.nn.elu(x, known(-1., x)), **SMOOTH),
+    'celu': Case(lambda x: jax.nn.celu(x, known(2., x)), **SMOOTH),
+    'selu': Case(jax.nn.selu, **SMOOTH),
+    'silu': Case(jax.nn.silu, **SMOOTH),
+    'gelu': Case(jax.nn.gelu, **SMOOTH),
+    'gelu, exact': Case(lambda x: jax.nn.gelu(x, approximate=False), **SMOOTH),
+    'mish': Case(jax.nn.mish, **SMOOTH),
+    'soft_sign': Case(jax.nn.soft_sign, **SMOOTH),
+    'log_sigmoid': Case(jax.nn.log_sigmoid, **SMOOTH),
+    'hard_tanh': Case(jax.nn.hard_tanh, **SMOOTH),
+    'hard_sigmoid': Case(jax.nn.hard_sigmoid, **SMOOTH),
+    'hard_silu': Case(jax.nn.hard_silu, **SMOOTH),
+    'squareplus': Case(jax.nn.squareplus, **SMOOTH),
+    'sparse_plus': Case(jax.nn.sparse_plus, **SMOOTH),
     'registered': Case(lambda x: ramp(x, known(np.abs(noise(400)), x)), **SMOOTH),
 }
 
 NONLINEAR = {
+    'function of one value': Case(lambda x: x * jnp.exp(-x * x), (400,), spread=1.5, radii=(0., 1e-3, .05, .5),
+                                  exact=False, monotone=False),
+    'function that branches': Case(lambda x: jnp.where(x > .5, x, jnp.sin(x) * x), (400,), exact=False,
+                                   monotone=False, loosest=1.3),
+    'x ** y': Case(lambda x: x[:3] ** x[3:], centre=4., radii=(0., 1e-3, .3)),
+    'atan2': Case(lambda x: jnp.arctan2(x[:3], x[3:] + 4), radii=(0., 1e-3, .3)),
+    'atan2, left': Case(lambda x: jnp.arctan2(x[:3] - 4, x[3:]), radii=(0., 1e-3, .3)),
+    'atan2, known': Case(lambda x: (jnp.arctan2(x, known(W[0], x)), jnp.arctan2(known(W[0], x), x))),
+    'prod': Case(lambda x: x.reshape(2, 3).prod(1)),
+    'prod of all': Case(lambda x: x[:5].prod(), radii=(0., 1e-3, .3)),
+    'cumprod': Case(lambda x: lax.cumprod(x.reshape(2, 3), axis=1), radii=(0., 1e-3, .3)),
+    'cumprod, reverse': Case(lambda x: lax.cumprod(x[:3], reverse=True), radii=(0., 1e-3, .3)),
+    'cumlogsumexp': Case(lambda x: lax.cumlogsumexp(x)),
+    'sort': Case(jnp.sort, exact=False),
+    'sort, descending along': Case(lambda x: jnp.sort(x.reshape(2, 3), axis=0, descending=True), exact=False),
+    'sort, carrying': Case(lambda x: lax.sort((x, -x), num_keys=1)[1], exact=False, loosest=1e9, point=False),
+    'median': Case(jnp.median, exact=False),
+    'top k': Case(lambda x: lax.top_k(x, 3)[0], exact=False),
+    'scatter': Case(lambda x: x.at[1].set(x[0])),
+    'scatter, a slice': Case(lambda x: x.reshape(2, 3).at[1].set(-x[:3])),
+    'scatter, twice at one place': Case(lambda x: x.at[jnp.array([1, 1, 4])].set(-x[:3]), exact=False, loosest=1e9,
+                                        point=False),
+    'scatter, dropped': Case(lambda x: x.at[jnp.array([1, 9])].set(-x[:2], mode='drop')),
+    'scatter max': Case(lambda x: x.at[jnp.array([1, 1, 4])].max(-x[:3])),
+    'scatter min': Case(lambda x: x.at[jnp.array([1, 1, 4])].min(-x[:3])),
+    'scatter mul': Case(lambda x: x.at[jnp.array([1, 1, 4])].multiply(known([-2., 3., -1.], x))),
+    'scatter sub': Case(lambda x: jnp.zeros_like(x).at[jnp.array([1, 1, 4])].subtract(x[:3])),
+    'optimization barrier': Case(lambda x: lax.optimization_barrier(x) * 2),
+    'softmax': Case(jax.nn.softmax),
+    'softmax, first axis': Case(lambda x: jax.nn.softmax(2 * x.reshape(3, 2), axis=0)),
+    'softmax, transposed': Case(lambda x: jax.nn.softmax(jnp.swapaxes(x.reshape(2, 3), 0, 1), axis=0)),
+    'softmax, masked': Case(lambda x: jax.nn.softmax(x, where=jnp.arange(6) < 4)),
+    'softmax, mask in the logits': Case(lambda x: jax.nn.softmax(jnp.where(jnp.arange(6) < 4, x, -1e9))),
+    'softmax by hand': Case(lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x))),
+    'log_softmax': Case(lambda x: jax.nn.log_softmax(x.reshape(2, 3), axis=1)),
+    'logsumexp': Case(lambda x: jax.nn.logsumexp(x.reshape(2, 3), axis=0)),
+    'logsumexp, kept': Case(lambda x: jax.nn.logsumexp(x.reshape(2, 3), axis=1, keepdims=True)),
+    'logsumexp by hand': Case(lambda x: jnp.log(jnp.exp(x).sum())),
+    'standardize': Case(jax.nn.standardize, exact=False, monotone=False, loosest=2.5),
+    'l2 normalisation': Case(lambda x: x * lax.rsqrt(jnp.sum(x * x) + .1), radii=(0., 1e-3)),
+    'x / norm': Case(lambda x: x / jnp.linalg.norm(x), radii=(0., 1e-3)),
+    'x / (std + eps)': Case(lambda x: (x - x.mean()) / (x.std() + .1), exact=False, monotone=False, loosest=2.5),
+    'norm': Case(jnp.linalg.norm, loosest=1.02),
+    'variance': Case(jnp.var, exact=False, loosest=2.01),
+    'blend': Case(lambda x: (1 - jax.nn.sigmoid(x[:2])) * x[2:4] + jax.nn.sigmoid(x[:2]) * x[4:]),
+    'blend by a step': Case(lambda x: x[2:4] + jax.nn.sigmoid(x[:2]) * (x[4:] - x[2:4])),
+    'attention': Case(lambda x: jax.nn.softmax(x[:4].reshape(2, 2)) @ (x[2:].reshape(2, 2)), exact=False,
+                      monotone=False, loosest=3.),
+    'attention to known values': Case(lambda x: jax.nn.softmax(x.reshape(2, 3), axis=0).T @ known(W[:2], x),
+                                      exact=False, monotone=False, loosest=2.),
+    'cond, known': Case(lambda x: lax.cond(jnp.arange(2)[1] > 0, lambda x: 2 * x, lambda x: -x, x)),
+    'cond, perturbed': Case(lambda x: lax.cond(x[0] > 0, lambda x: (2 * x, x[0] > 9), lambda x: (-x, x[1] > 0), x),
+                            exact=False, loosest=1e9),
+    'switch': Case(lambda x: lax.switch((x[:2] > 0).astype(jnp.int32).sum(), [jnp.sin, jnp.tanh, jnp.abs], x),
+                   exact=False, loosest=1e9),
+    'while': Case(lambda x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(2 * c[1])), (0, x))[1]),
+    'fori loop': Case(lambda x: lax.fori_loop(0, jnp.arange(4)[3], lambda i, c: c * (i - 1.5), x)),
     'pad by perturbed': Case(lambda x: lax.pad(jnp.ones(2, x.dtype), x[0], [(1, 1, 0)])),
     'mul of two': Case(lambda x: x[:3] * x[3:]),
     'x * x': Case(lambda x: x * x, (400,), spread=2.),
@@ -245,5 +337,6 @@ def centre_of(case: Case, seed: int = 0):
 
 def keys_of(f: Callable, x) -> set:
   """The table keys of the equations of `f` that act on something perturbed."""
-  program, _, _ = trace(f, (Interval(x, x),), {}, recognise)
-  return {e.key for e in program.equations if any(v.id in program.perturbed for v in e.inputs)}
+  program = grouped(trace(f, (Interval(x, x),), {})[0])
+  keys = {e.key for e in program.equations if any(v.id in program.perturbed for v in e.inputs)}
+  return {type(key) if isinstance(key, (Composite, Univariate)) else key for key in keys}

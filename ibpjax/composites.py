@@ -1,0 +1,332 @@
+"""Composites: groups of equations that have tighter bounds together than one by one.
+
+Each is a class whose instances are keys of equations. `patterns` finds them in programs; here is
+what they compute (`__call__`) and their bounds (`image`), with the reason why these hold. `u` is
+the unit roundoff to allow for, 0 for bounds in exact arithmetic.
+"""
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ibpjax.affine import centre_radius
+from ibpjax.graph import Groups
+from ibpjax.interval import Interval, as_interval
+
+
+def _gamma(n: float, u: float) -> float:
+  return n * u / max(1 - n * u, 1e-3)
+
+
+def _largest(x: Interval) -> Any:
+  return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+
+
+def _least(x: Interval) -> Any:
+  """The least absolute value of each element."""
+  return jnp.maximum(jnp.maximum(x.lower, -x.upper), 0)
+
+
+def _widened(x: Interval, slack: Any) -> Interval:
+  return Interval(x.lower - slack, x.upper + slack)
+
+
+def _finite(a: Any) -> Any:
+  return jnp.where(jnp.isfinite(a), a, 0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Composite:
+  """What a group of equations computes together."""
+
+  def __repr__(self) -> str:
+    return re.sub('(?<=[a-z])(?=[A-Z])', '_', type(self).__name__).lower()
+
+  def __call__(self, *operands: Any) -> Any:
+    """The value on arrays."""
+    raise NotImplementedError
+
+  def image(self, operands: Sequence[Any], u: float) -> Interval:
+    """Bounds of the value on boxes."""
+    raise NotImplementedError
+
+
+# ------------------------------------------------------------------------------------- softmax
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Softmax(Composite):
+  """exp(x_i) / sum_j exp(x_j) over each group; with a mask, j runs over the elements it keeps.
+
+  x_i / (x_i + rest) with exp(x) in place of x increases in element i and decreases in the
+  others, so each end is reached at a corner: the bounds are exact. Shifts of a whole group cancel
+  and are left out.
+  """
+  groups: Groups
+
+  def __call__(self, x, mask=None):
+    a = self.groups.into(x)
+    e = jnp.exp(a - lax.stop_gradient(jnp.max(a, self.groups.axes, keepdims=True)))
+    kept = e if mask is None else jnp.where(self.groups.into(mask), e, 0)
+    return self.groups.back(e / jnp.sum(kept, self.groups.axes, keepdims=True))
+
+  def image(self, operands, u):
+    terms = _Exponentials(self.groups, *operands)
+    lower = _ratio(terms.low, terms.kept(terms.low) + terms.rest_high, 0.)
+    upper = _ratio(terms.high, terms.kept(terms.high) + terms.rest_low, 1. if len(operands) == 1 else jnp.inf)
+    # exp(x - m) has the relative error |x - m| u; where that is large the value is below roundoff.
+    slack = _gamma(4 * self.groups.count + 256, u)
+    lower, upper = lower * (1 - slack), upper * (1 + slack) + (u and float(jnp.finfo(lower.dtype).tiny))
+    return Interval(self.groups.back(lower), self.groups.back(upper if len(operands) > 1 else jnp.minimum(upper, 1)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LogSoftmax(Composite):
+  """x_i - log sum_j exp(x_j) over each group: -log(1 + sum of exp(x_j - x_i)), monotone like softmax. Exact."""
+  groups: Groups
+
+  def __call__(self, x):
+    return self.groups.back(jax.nn.log_softmax(self.groups.into(x), self.groups.axes))
+
+  def image(self, operands, u):
+    x, = operands
+    terms = _Exponentials(self.groups, x)
+    tiny = jnp.finfo(x.dtype).tiny
+    lower = self.groups.into(x.lower) - terms.shift - jnp.log(jnp.maximum(terms.low + terms.rest_high, tiny))
+    upper = self.groups.into(x.upper) - terms.shift - jnp.log(jnp.maximum(terms.high + terms.rest_low, tiny))
+    scale = jnp.abs(self.groups.into(_largest(x))) + jnp.abs(terms.shift) + 4
+    out = _widened(Interval(lower, upper),
+                   _gamma(4 * self.groups.count + 16, u) + (8 * u * scale if u else 0))
+    return Interval(self.groups.back(out.lower), self.groups.back(jnp.minimum(out.upper, 0)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LogSumExp(Composite):
+  """log sum_j exp(x_j) over each group: increasing in every element, hence exact on the ends."""
+  groups: Groups
+  leave: Callable[[Any], Any]
+
+  def __call__(self, x):
+    return self.leave(jax.nn.logsumexp(self.groups.into(x), self.groups.axes))
+
+  def image(self, operands, u):
+    x, = operands
+    out = Interval(self(x.lower), self(x.upper))
+    if not u:
+      return out
+    return _widened(out, 8 * u * (_finite(_largest(out)) + 8) + _gamma(4 * self.groups.count, u))
+
+
+def _ratio(a: Any, total: Any, unknown: float) -> Any:
+  """a / total, `unknown` where that is not a number."""
+  known = (total > 0) & jnp.isfinite(total)
+  return jnp.where(known, a / jnp.where(known, total, 1), jnp.where(jnp.isinf(total) & jnp.isfinite(a), 0., unknown))
+
+
+class _Exponentials:
+  """exp(x - shift) at both ends of a box, and for each element the sum of the others (that a mask keeps)."""
+
+  def __init__(self, groups: Groups, x: Interval, mask: Any = None):
+    lower, upper = groups.into(x.lower), groups.into(x.upper)
+    self.shift = lax.stop_gradient(_finite(jnp.max(upper, groups.axes, keepdims=True)))
+    self.low, self.high = jnp.exp(lower - self.shift), jnp.exp(upper - self.shift)
+    self.kept = (lambda e: e) if mask is None else lambda e: jnp.where(groups.into(mask), e, 0)
+    self.rest_low = _rest(self.kept(self.low), groups.axes)
+    self.rest_high = _rest(self.kept(self.high), groups.axes)
+
+
+def _rest(e: Any, axes: tuple[int, ...]) -> Any:
+  """The sum of the other terms of its group, for each term of e >= 0.
+
+  The total less the own term where that is at most half of the total, so that at most one bit is
+  lost, and a sum of its own for the one greater term there may be.
+  """
+  top = e == jnp.max(e, axes, keepdims=True)
+  alone = top & (jnp.sum(top, axes, keepdims=True) == 1)
+  without_top = jnp.sum(jnp.where(top, 0, e), axes, keepdims=True)
+  total = jnp.sum(e, axes, keepdims=True)
+  bounded = jnp.isfinite(total)
+  rest = jnp.where(alone, without_top, jnp.where(bounded, total, 0) - jnp.where(bounded, e, 0))
+  return jnp.where(bounded | alone, jnp.maximum(rest, 0), jnp.inf)
+
+
+# ------------------------------------------------------------------------------- normalisation
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Normalise(Composite):
+  """z / (sqrt(factor * sum z**2 + inner) + outer) over each group, with z = x or z = x - mean(x).
+
+  Let t = z_i. Of all z with that element, the sum of squares is at least t**2 plus what the boxes
+  of the others force; if z sums to 0 also at least t**2 D / (D - 1), since the D - 1 others sum to -t
+  (this alone gives |out| <= sqrt(D - 1) for the mean square). For such a lower bound L(t)
+  that grows no faster than t**2, t / (sqrt(factor L(t) + inner) + outer) increases in t, so the
+  upper bound is reached at the upper end of t where that is positive; where it is negative, at
+  the greatest sum of squares. With z = x this is exact.
+
+  Sum of squares of deviations, x = c + d with |d| <= r: |c'|^2 + 2 <c', d> + |d'|^2, where '
+  subtracts the mean, so it lies within 2 sum |c'| r (+ sum r**2 above) of |c'|^2, and its root
+  within |r| of |c'|, by the triangle inequality.
+  """
+  groups: Groups
+  centred: bool
+  factor: float
+  inner: float
+  outer: float
+
+  def __call__(self, x):
+    z = self.groups.into(x)
+    axes = self.groups.axes
+    z = z - jnp.mean(z, axes, keepdims=True) if self.centred else z
+    return self.groups.back(z / (jnp.sqrt(self.factor * jnp.sum(z * z, axes, keepdims=True) + self.inner) + self.outer))
+
+  def image(self, operands, u):
+    x, = operands
+    axes, count = self.groups.axes, self.groups.count
+    x = Interval(self.groups.into(x.lower), self.groups.into(x.upper))
+    total = lambda a: jnp.sum(a, axes, keepdims=True)
+    size = _largest(x)
+    least_total, greatest_total, z = jnp.zeros_like(total(size)), total(size * size), x
+    if self.centred:
+      z, least_total, greatest_total = self._deviations(x, total)
+    if u:  # of the means and sums, and of E[x^2] - E[x]^2, which some layers compute instead
+      z = _widened(z, 4 * _gamma(count + 2, u) * (size + total(size) / count))
+    lost = 4 * _gamma(count + 4, u) * total(size * size) if u else 0.
+    least = _least(z) ** 2
+    rest = _rest(least, axes)
+    others = _rest(size * size, axes)
+    share = count / (count - 1) if self.centred and count > 1 else 1.
+
+    def reached(t):  # the greatest quotient for elements up to t
+      # The sum of squares for an element t is at least each of these: slope times t**2, plus a constant.
+      ways = [(1., rest), (share, 0.), (0., least_total)] if self.centred else [(1., rest)]
+      rising = jnp.stack([self._highest(t, slope, constant - lost) for slope, constant in ways]).min(0)
+      return jnp.where(t > 0, rising, self._divided(t, (greatest_total if self.centred else others + t * t) + lost))
+
+    least_end, greatest_end = -reached(-z.lower), reached(z.upper)
+    limit = (self.factor * share) ** -.5 if not u else np.inf  # of an infinite element
+    lower = jnp.where(z.lower == -jnp.inf, -limit, least_end)
+    upper = jnp.where(z.upper == jnp.inf, limit, greatest_end)
+    out = _wider(Interval(lower, upper), 16 * u)
+    if self.inner == 0 and self.outer == 0:
+      away = jnp.maximum(least_total, total(least)) - lost > 0
+      out = Interval(jnp.where(away, out.lower, -jnp.inf), jnp.where(away, out.upper, jnp.inf))
+    return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
+
+  def _divided(self, t: Any, squares: Any) -> Any:
+    """t / (sqrt(factor * squares + inner) + outer), 0 for t = 0."""
+    scale = _root(self.factor * jnp.maximum(squares, 0) + self.inner) + self.outer
+    return jnp.where(t == 0, 0, t / jnp.where(scale > 0, scale, 1))
+
+  def _highest(self, t: Any, slope: float, constant: Any) -> Any:
+    """The greatest quotient for elements in [0, t], the sum of squares being slope t**2 + constant, or 0 if greater.
+
+    It increases, except that a negative constant (an allowance for rounding) puts a peak where the sum leaves 0.
+    """
+    at_end = self._divided(t, slope * t * t + constant)
+    if not slope:
+      return at_end
+    peak = jnp.minimum(t, _root(-constant / slope))
+    return jnp.where(constant < 0, jnp.maximum(at_end, self._divided(peak, 0.)), at_end)
+
+  def _deviations(self, x: Interval, total: Callable[[Any], Any]) -> tuple[Interval, Any, Any]:
+    """x - mean(x) in each element, and the least and the greatest sum of its squares."""
+    count = self.groups.count
+    centre, radius = centre_radius(x)
+    centre = centre - total(centre) / count
+    reach = radius * (1 - 1 / count) + _rest(radius, self.groups.axes) / count if count > 1 else jnp.zeros_like(radius)
+    cross, size = total(jnp.abs(centre) * radius), total(radius * radius)
+    cross = jnp.where(jnp.isnan(cross), jnp.inf, cross)
+    squares = total(centre * centre)
+    root = _root(squares) - _root(size)
+    least = jnp.maximum(squares - 2 * cross, jnp.where(root > 0, root, 0) ** 2)
+    return _widened(as_interval(centre), reach), jnp.where(jnp.isfinite(size), least, 0), squares + 2 * cross + size
+
+
+def _root(a: Any) -> Any:
+  """sqrt with derivative 0 at 0."""
+  return jnp.where(a > 0, jnp.sqrt(jnp.where(a > 0, a, 1)), 0)
+
+
+def _wider(x: Interval, relative: float) -> Interval:
+  return _widened(x, relative * _largest(x)) if relative else x
+
+
+# -------------------------------------------------------------------------------------- blends
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Blend(Composite):
+  """(1 - z) a + z b, elementwise: the update of a GRU, a highway, a gate between two values.
+
+  Affine in each of a, b and z when the others are fixed, so its extremes lie at corners of the
+  box: for both ends of z, the ends of (1 - z) a and of z b. Exact. With z in [0, 1] it stays
+  between a and b, however many steps follow each other.
+  """
+
+  def __call__(self, z, a, b):
+    return (1 - z) * a + z * b
+
+  def image(self, operands, u):
+    z, a, b = map(as_interval, operands)
+
+    def scaled(w, x):  # w x for a known w; 0 times an infinite end is 0
+      ends = [jnp.where(w == 0, 0, w) * jnp.where((w == 0) & ~jnp.isfinite(e), 0, e) for e in (x.lower, x.upper)]
+      return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+
+    at = [(scaled(1 - w, a), scaled(w, b)) for w in (z.lower, z.upper)]
+    out = Interval(jnp.minimum(*(p.lower + q.lower for p, q in at)), jnp.maximum(*(p.upper + q.upper for p, q in at)))
+    if not u:
+      return out
+    return _widened(out, 8 * u * (1 + _largest(z)) * (_largest(a) + _largest(b)) + jnp.finfo(out.dtype).tiny)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Average(Composite):
+  """sum_j p_j v_j, where p >= 0 sums to 1 over j (softmax weights): attention.
+
+  For any t, sum_j p_j v_j = t + sum_j p_j (v_j - t). With t near the values only their spread is
+  multiplied by the width of p. And an average lies between the least and the greatest v_j.
+  """
+  eqn: Any
+  slot: int  # which operand holds the weights
+
+  def __call__(self, p, v):
+    return self._dot(p, v)
+
+  def _dot(self, p: Any, v: Any) -> Any:
+    operands = [p, v] if self.slot == 0 else [v, p]
+    return lax.dot_general_p.bind(*operands, **self.eqn.params)
+
+  def _arrange(self, v: Any, reduce: Callable[..., Any]) -> Any:
+    """A reduction of v over the averaged axes, in the layout of the result, 1 where only p has axes."""
+    (pc, vc), (pb, vb) = self.eqn.params['dimension_numbers']
+    if self.slot == 1:
+      (pc, vc), (pb, vb) = (vc, pc), (vb, pb)
+    weights, values = self.eqn.inputs[self.slot], self.eqn.inputs[1 - self.slot]
+    free = [i for i in range(len(values.shape)) if i not in (*vc, *vb)]
+    ones = (1,) * (len(weights.shape) - len(pc) - len(pb))
+    reduced = jnp.transpose(reduce(v, axis=tuple(vc), keepdims=True), (*vb, *free, *vc))
+    batch, own = tuple(values.shape[i] for i in vb), tuple(values.shape[i] for i in free)
+    return jnp.reshape(reduced, (*batch, *ones, *own) if self.slot == 0 else (*batch, *own, *ones))
+
+  def image(self, operands, u):
+    p, v = operands[self.slot], as_interval(operands[1 - self.slot])
+    (pc, pr), (vc, vr) = centre_radius(as_interval(p)), centre_radius(v)
+    axes = tuple(self.eqn.params['dimension_numbers'][0][1 - self.slot])
+    shift = jnp.mean(vc, axis=axes, keepdims=True)
+    base = self._arrange(shift, lambda a, **_: a)
+    apart = vc - shift
+    centre = self._dot(pc, apart)
+    radius = self._dot(jnp.abs(pc), vr) + self._dot(pr, jnp.abs(apart) + vr)
+    radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
+    out = Interval(base + centre - radius, base + centre + radius)
+    if u:
+      terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in axes], dtype=np.int64))
+      slack = 8 * _gamma(terms + 8, u) * self._arrange(_largest(v), jnp.max)
+      out = _widened(out, slack)
+    else:
+      slack = 0.
+    return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min) - slack),
+                    jnp.minimum(out.upper, self._arrange(v.upper, jnp.max) + slack))

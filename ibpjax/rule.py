@@ -1,0 +1,141 @@
+"""What a row of the table of elementwise functions states, and the ranges that follow from it.
+
+Between points where the slope of f is k (and kinks) f(x) - k x is monotone. That one fact gives
+the exact range of f over a box (k = 0) and, for a line of any slope, the best intercept that
+keeps it sound.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ibpjax.interval import Interval
+
+Function = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Elementwise:
+  """A continuous function of one perturbed array, applied to each element.
+
+  Attributes:
+    critical: (k, *known) -> points at which the slope of f is k, and all kinks of f. Between
+      neighbouring points f(x) - k x is monotone on the domain. `known` are the other operands
+      (bounds of a clip, slopes of a ramp), in order. Points that are not needed do no harm: they
+      are moved into the box.
+    trend: +1 if f increases and -1 if it decreases for ALL values of its known operands, else 0;
+      a shortcut to the range, never needed.
+    stationary: the critical points of slope 0, where numbers are at hand and `critical` is work.
+    domain: (least, greatest) real argument. A box that leaves it has the range (-inf, inf).
+    pole: a point that no box may hold: there the range is (-inf, inf).
+    defined: (box, *known) -> where f is defined on the whole of a box, if that depends on more.
+    period: f repeats, and critical points and poles with it. A box may hold many of them.
+    limits: f(-inf) and f(inf), where the code of f makes NaN of them.
+    critical_is_trained: whether points carry gradients to the known operands they come from.
+      At a smooth stationary point f(x) - k x does not change to first order, so nothing is lost.
+    roundings: relative error of f as it is computed, in units of roundoff; certificates widen by it.
+    cancellation: absolute error of f as it is computed, in units of roundoff times 1 + |x|.
+  """
+  critical: Callable[..., Sequence[Any]]
+  trend: int = 0
+  stationary: tuple[float, ...] | None = None
+  domain: tuple[float, float] = (-np.inf, np.inf)
+  pole: float | None = None
+  defined: Callable[..., Any] | None = None
+  period: float | None = None
+  limits: tuple[float, float] | None = None
+  critical_is_trained: bool = False
+  roundings: float = 16.
+  cancellation: float = 0.
+
+  def range(self, fn: Function, x: Interval, known: Sequence[Any], k: Any = None) -> Interval:
+    """The exact range of fn(v) - k v over each element of a box; without k, that of fn.
+
+    Outside of the domain it is (-inf, inf); neither it nor its gradient is ever NaN.
+    """
+    if self.period is not None and k is None:  # an unbounded box holds every value
+      bounded = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
+      x = Interval(jnp.where(bounded, x.lower, -self.period), jnp.where(bounded, x.upper, self.period))
+    x, restore = self.inside(x, known)
+    fn = self._extended(fn)
+    if k is None and self.trend:
+      lower, upper = fn(x.lower), fn(x.upper)
+      return restore(Interval(lower, upper) if self.trend > 0 else Interval(upper, lower))
+    out = extremes(fn if k is None else lambda v: fn(v) - k * v, x, self._points(x, known, k))
+    if self.period is not None:  # points far from 0 are computed less exactly; f is smooth there
+      steep = 1 if k is None else 1 + jnp.abs(k)
+      missed = (4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) * steep) ** 2
+      out = Interval(out.lower - missed, out.upper + missed)
+    return restore(out)
+
+  def _points(self, x: Interval, known: Sequence[Any], k: Any) -> Sequence[Any]:
+    """The critical points at slope k, free of gradients where these are 0 anyway."""
+    points: Sequence[Any]
+    if k is None and self.stationary is not None:
+      points = self.stationary
+    else:
+      k = jnp.zeros_like(x.lower) if k is None else k
+      points = self.critical(k if self.critical_is_trained else lax.stop_gradient(k), *known)
+    if self.period is not None:
+      # f(p + n period) - k (p + n period) is linear in n: greatest and least at the first and last n.
+      t = self.period
+      points = [q for p in points for q in (p + t * jnp.ceil((x.lower - p) / t), p + t * jnp.floor((x.upper - p) / t))]
+    return points if self.critical_is_trained else [lax.stop_gradient(p) for p in points]
+
+  def _extended(self, fn: Function) -> Function:
+    """`fn` with its limits at infinite arguments."""
+    if self.limits is None:
+      return fn
+    low, high = self.limits
+    return lambda v: jnp.where(jnp.isfinite(v), fn(jnp.where(jnp.isfinite(v), v, 1)), jnp.where(v > 0, high, low))
+
+  def _valid(self, x: Interval, known: Sequence[Any]) -> Any:
+    """Where f is defined on the whole of a box; plain True if it is defined everywhere."""
+    valid: Any = True
+    if self.domain != (-np.inf, np.inf):
+      valid = (x.lower >= self.domain[0]) & (x.upper <= self.domain[1])
+    if self.pole is not None and self.period is not None:
+      slack = 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+      branches = [jnp.floor((end - self.pole) / self.period) for end in (x.lower - slack, x.upper + slack)]
+      valid &= branches[0] == branches[1]
+    elif self.pole is not None:
+      valid &= (x.lower > self.pole) | (x.upper < self.pole)
+    if self.defined is not None:
+      valid &= self.defined(x, *known)
+    return valid
+
+  def _harmless(self) -> float:
+    """A point at which f and its derivative are finite."""
+    least, greatest = self.domain
+    if np.isfinite(least) and np.isfinite(greatest):
+      return (least + greatest) / 2
+    return least + 1 if np.isfinite(least) else greatest - 1 if np.isfinite(greatest) else (self.pole or 0.) + 1
+
+  def inside(self, x: Interval, known: Sequence[Any]) -> tuple[Interval, Callable[[Interval], Interval]]:
+    """The box, moved to a harmless point where f is not defined on it, and what makes that infinite again.
+
+    Both, so that neither a value nor a gradient is NaN.
+    """
+    valid = self._valid(x, known)
+    if valid is True:
+      return x, lambda out: out
+    point = self._harmless()
+    moved = Interval(jnp.where(valid, x.lower, point), jnp.where(valid, x.upper, point))
+    return moved, lambda out: Interval(jnp.where(valid, out.lower, -jnp.inf), jnp.where(valid, out.upper, jnp.inf))
+
+
+def extremes(fn: Function, x: Interval, points: Sequence[Any]) -> Interval:
+  """The least and greatest fn(v) over v in [l, u], from the ends and the critical points."""
+  values = [fn(v) for v in (x.lower, x.upper, *(jnp.clip(jnp.asarray(p, x.dtype), x.lower, x.upper) for p in points))]
+  return Interval(functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values))
+
+
+def kinks(*at: float, trend: int = 0) -> Elementwise:
+  """A piecewise linear function whose slope changes at fixed points."""
+  return Elementwise(lambda k, *known: at, trend)
