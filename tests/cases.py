@@ -14,7 +14,7 @@ from jax.extend.core import primitives as P
 from ibpjax import Elementwise, Interval, elementwise
 from ibpjax.composites import Composite
 from ibpjax.patterns import grouped
-from ibpjax.program import trace
+from ibpjax.program import evaluate, trace
 from ibpjax.univariate import Univariate
 
 
@@ -340,3 +340,8 @@ def keys_of(f: Callable, x) -> set:
   program = grouped(trace(f, (Interval(x, x),), {})[0])
   keys = {e.key for e in program.equations if any(v.id in program.perturbed for v in e.inputs)}
   return {type(key) if isinstance(key, (Composite, Univariate)) else key for key in keys}
+
+
+def regrouped(f: Callable, x) -> list:
+  """The outputs of `f` as its program computes them once equations have been grouped into rows and composites."""
+  return evaluate(grouped(trace(f, (Interval(x, x),), {})[0]), [x])

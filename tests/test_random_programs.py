@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import keys_of, ramp
+from cases import keys_of, ramp, regrouped
 from checks import contains, holds, leaves, samples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,6 +155,8 @@ def test_laws_hold_for_random_programs(steps, radius, seed):
   f, x = program(steps), jnp.asarray(np.random.default_rng(seed).normal(size=SIZE))
   box = Interval(x - radius, x + radius)
   values = jax.vmap(f)(samples(box, 96, seed))
+  for a, b in zip(regrouped(f, x), f(x), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
   plain, elided = ibp(f)(box), ibp(f, elide=True)(box)
   assert holds(plain, values)
   assert holds(elided, values)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import AFFINE, CASES, ELEMENTWISE, NONLINEAR, centre_of, keys_of
+from cases import AFFINE, CASES, ELEMENTWISE, NONLINEAR, centre_of, keys_of, regrouped
 from checks import box_around, contains, holds, leaves, samples, shrunk, widest_ratio
 from jax.extend.core import primitives as P
 
@@ -36,6 +36,14 @@ def test_sampled_values_lie_inside(name):
     box = box_around(centre_of(case, seed), radius)
     count = 1024 if case.shape == (400,) else case.count  # 400 functions at once, or one
     assert holds(bound(box), values(samples(box, count, seed)))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_grouped_equations_compute_the_same(name):
+  for seed in range(3):
+    x = centre_of(CASES[name], seed)
+    for a, b in zip(regrouped(CASES[name].f, x), leaves(CASES[name].f(x)), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize('name', [name for name in CASES if CASES[name].point])
