@@ -160,16 +160,15 @@ def _rest(e: Any, axes: tuple[int, ...]) -> Any:
 class Normalise(Composite):
   """z / (sqrt(factor * sum z**2 + inner) + outer) over each group, with z = x or z = x - mean(x).
 
-  Let t = z_i. Of all z with that element, the sum of squares is at least t**2 plus what the boxes
-  of the others force; if z sums to 0 also at least t**2 D / (D - 1), since the D - 1 others sum to -t
-  (this alone gives |out| <= sqrt(D - 1) for the mean square). For such a lower bound L(t)
-  that grows no faster than t**2, t / (sqrt(factor L(t) + inner) + outer) increases in t, so the
-  upper bound is reached at the upper end of t where that is positive; where it is negative, at
-  the greatest sum of squares. With z = x this is exact.
+  Let t = z_i. With z = x the sum of squares is t**2 plus that of the others. With z = x - mean(x)
+  the D - 1 others have the mean -t / (D - 1), so it is t**2 D / (D - 1) + W, W being the squared
+  deviations of the others from their own mean (this alone gives |out| <= sqrt(D - 1) for the mean
+  square). Either way it is a multiple of t**2 plus what does not depend on x_i, and the quotient
+  increases in t: each bound is reached at an end of t, with the least W where it is moved away from
+  0, with the greatest where towards 0. For z = x this is exact.
 
-  Sum of squares of deviations, x = c + d with |d| <= r: |c'|^2 + 2 <c', d> + |d'|^2, where '
-  subtracts the mean, so it lies within 2 sum |c'| r (+ sum r**2 above) of |c'|^2, and its root
-  within |r| of |c'|, by the triangle inequality.
+  W over x = c + d, |d| <= r: |w|^2 + 2 <w, d> + |d'|^2, where w are the deviations of c and d' those of d.
+  So it lies within 2 sum |w| r (+ sum r**2 above) of |w|^2, and its root within |r| of |w|.
   """
   groups: Groups
   centred: bool
@@ -189,30 +188,21 @@ class Normalise(Composite):
     x = Interval(self.groups.into(x.lower), self.groups.into(x.upper))
     total = lambda a: jnp.sum(a, axes, keepdims=True)
     size = _largest(x)
-    least_total, greatest_total, z = jnp.zeros_like(total(size)), total(size * size), x
-    if self.centred:
-      z, least_total, greatest_total = self._deviations(x, total)
-    if u:  # of the means and sums, and of E[x^2] - E[x]^2, which some layers compute instead
-      z = _widened(z, 4 * _gamma(count + 2, u) * (size + total(size) / count))
     lost = 4 * _gamma(count + 4, u) * total(size * size) if u else 0.
-    least = _least(z) ** 2
-    rest = _rest(least, axes)
-    others = _rest(size * size, axes)
-    share = count / (count - 1) if self.centred and count > 1 else 1.
+    z, share, least, greatest = self._deviations(x) if self.centred else (
+        x, 1., _rest(_least(x) ** 2, axes), _rest(size * size, axes))
+    if u and self.centred:  # of the means and sums, and of E[x^2] - E[x]^2, which some layers compute instead
+      z = _widened(z, 4 * _gamma(count + 2, u) * (size + total(size) / count))
 
     def reached(t):  # the greatest quotient for elements up to t
-      # The sum of squares for an element t is at least each of these: slope times t**2, plus a constant.
-      ways = [(1., rest), (share, 0.), (0., least_total)] if self.centred else [(1., rest)]
-      rising = jnp.stack([self._highest(t, slope, constant - lost) for slope, constant in ways]).min(0)
-      return jnp.where(t > 0, rising, self._divided(t, (greatest_total if self.centred else others + t * t) + lost))
+      return jnp.where(t > 0, self._highest(t, share, least - lost), self._divided(t, share * t * t + greatest + lost))
 
-    least_end, greatest_end = -reached(-z.lower), reached(z.upper)
     limit = (self.factor * share) ** -.5 if not u else np.inf  # of an infinite element
-    lower = jnp.where(z.lower == -jnp.inf, -limit, least_end)
-    upper = jnp.where(z.upper == jnp.inf, limit, greatest_end)
+    lower = jnp.where(z.lower == -jnp.inf, -limit, -reached(-z.lower))
+    upper = jnp.where(z.upper == jnp.inf, limit, reached(z.upper))
     out = _wider(Interval(lower, upper), 16 * u)
     if self.inner == 0 and self.outer == 0:
-      away = jnp.maximum(least_total, total(least)) - lost > 0
+      away = share * _least(z) ** 2 + least - lost > 0
       out = Interval(jnp.where(away, out.lower, -jnp.inf), jnp.where(away, out.upper, jnp.inf))
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
 
@@ -227,23 +217,25 @@ class Normalise(Composite):
     It increases, except that a negative constant (an allowance for rounding) puts a peak where the sum leaves 0.
     """
     at_end = self._divided(t, slope * t * t + constant)
-    if not slope:
-      return at_end
     peak = jnp.minimum(t, _root(-constant / slope))
     return jnp.where(constant < 0, jnp.maximum(at_end, self._divided(peak, 0.)), at_end)
 
-  def _deviations(self, x: Interval, total: Callable[[Any], Any]) -> tuple[Interval, Any, Any]:
-    """x - mean(x) in each element, and the least and the greatest sum of its squares."""
-    count = self.groups.count
+  def _deviations(self, x: Interval) -> tuple[Interval, float, Any, Any]:
+    """x - mean(x) in each element, D / (D - 1), and for each element the least and the greatest W."""
+    axes, count = self.groups.axes, self.groups.count
+    others = max(count - 1, 1)
     centre, radius = centre_radius(x)
-    centre = centre - total(centre) / count
-    reach = radius * (1 - 1 / count) + _rest(radius, self.groups.axes) / count if count > 1 else jnp.zeros_like(radius)
-    cross, size = total(jnp.abs(centre) * radius), total(radius * radius)
+    z = centre - jnp.mean(centre, axes, keepdims=True)
+    around = _rest(radius, axes)
+    share = count / others
+    squares = jnp.maximum(jnp.sum(z * z, axes, keepdims=True) - share * z * z, 0)
+    cross = _rest(jnp.abs(z) * radius, axes) + jnp.abs(z) * around / others  # |w_j| <= |z_j| + |z_i| / (D - 1)
     cross = jnp.where(jnp.isnan(cross), jnp.inf, cross)
-    squares = total(centre * centre)
-    root = _root(squares) - _root(size)
-    least = jnp.maximum(squares - 2 * cross, jnp.where(root > 0, root, 0) ** 2)
-    return _widened(as_interval(centre), reach), jnp.where(jnp.isfinite(size), least, 0), squares + 2 * cross + size
+    size = _rest(radius * radius, axes)
+    near, far = _root(squares) - _root(size), _root(squares) + _root(size)
+    least = jnp.maximum(squares - 2 * cross, jnp.where(near > 0, near, 0) ** 2)
+    greatest = jnp.minimum(squares + 2 * cross + size, far * far)
+    return _widened(as_interval(z), (radius * others + around) / count), share, least, greatest
 
 
 def _root(a: Any) -> Any:
@@ -292,12 +284,11 @@ class Average(Composite):
   eqn: Any
   slot: int  # which operand holds the weights
 
-  def __call__(self, p, v):
-    return self._dot(p, v)
+  def __call__(self, *operands):
+    return lax.dot_general_p.bind(*operands, **self.eqn.params)
 
   def _dot(self, p: Any, v: Any) -> Any:
-    operands = [p, v] if self.slot == 0 else [v, p]
-    return lax.dot_general_p.bind(*operands, **self.eqn.params)
+    return self(p, v) if self.slot == 0 else self(v, p)
 
   def _arrange(self, v: Any, reduce: Callable[..., Any]) -> Any:
     """A reduction of v over the averaged axes, in the layout of the result, 1 where only p has axes."""

@@ -113,11 +113,12 @@ class Graph:
     """Whether a value depends on a set."""
     return v.id in self.program.perturbed or v.id in self.made_perturbed
 
-  def new(self, like: Value) -> Value:
-    """A new perturbed value of the shape and dtype of another."""
+  def new(self, like: Value, perturbed: bool = True) -> Value:
+    """A new value of the shape and dtype of another."""
     v = dataclasses.replace(like, id=self.next_id)
     self.next_id += 1
-    self.made_perturbed.add(v.id)
+    if perturbed:
+      self.made_perturbed.add(v.id)
     return v
 
   def made_by(self, v: Value, *primitives: Any) -> Equation | None:

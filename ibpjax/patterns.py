@@ -17,6 +17,7 @@ from ibpjax.graph import Graph, Groups, follow
 from ibpjax.program import Equation, Program, Value, live, rebind
 
 Pattern = Callable[[Graph, Equation], list[Equation] | None]
+_Scale = tuple[Equation, Value, Sequence[Equation]]  # a product, its factor, and how that is moved afterwards
 
 
 def _equation(like: Equation, key: Any, inputs: Sequence[Value], output: Value) -> Equation:
@@ -216,7 +217,7 @@ def normalisation(graph: Graph, eqn: Equation) -> list[Equation] | None:
     z = graph.plain(z)
     centred = _centred(graph, z)
     for x, of_mean in ([] if centred is None else [centred]) + [(z, None)]:
-      scales: list[tuple[Equation, Value]] = []
+      scales: list[_Scale] = []
       found = _root(graph, root, x, eqn.key is P.div_p, scales)
       if found is None or found[0].centred is not (of_mean is not None):
         continue
@@ -226,25 +227,30 @@ def normalisation(graph: Graph, eqn: Equation) -> list[Equation] | None:
       key = composites.Normalise(squares.groups, squares.centred, squares.factor, inner, outer)
       steps = [graph.new(eqn.outputs[0]) for _ in scales] + [eqn.outputs[0]]
       made = [_equation(eqn, key, [x], steps[0])]
-      for (scale_eqn, scale), before, after in zip(scales, steps, steps[1:]):
+      for (scale_eqn, scale, moves), before, after in zip(scales, steps, steps[1:]):
+        for move in moves:  # the scale is where the root is: it goes the same way to the elements
+          moved = graph.new(move.outputs[0], perturbed=graph.perturbed(scale))
+          made.append(dataclasses.replace(move, inputs=(scale,), outputs=(moved,)))
+          scale = moved
         made.append(dataclasses.replace(scale_eqn, inputs=(before, scale), outputs=(after,)))
       return made
   return None
 
 
-def _root(graph: Graph, v: Value, x: Value, divides: bool, scales: list[tuple[Equation, Value]]
-          ) -> tuple[_Squares, float, float] | None:
-  """What stands in a normaliser of x: squares, inner and outer eps; further factors go to `scales`."""
+def _root(graph: Graph, v: Value, x: Value, divides: bool,
+          scales: list[_Scale]) -> tuple[_Squares, float, float] | None:
+  """What stands in a normaliser of x: squares, inner and outer eps. Further factors go to `scales`."""
   outer, inner = 0., 0.
-  while not divides and (mul := graph.made_by(v, P.mul_p)) is not None:
+  source, last = graph.origin(v)
+  while not divides and (mul := graph.made_by(source, P.mul_p)) is not None:
     a, b = mul.inputs
     if not graph.perturbed(a) or (graph.perturbed(b) and graph.made_by(graph.origin(b)[0], P.rsqrt_p) is not None):
       a, b = b, a
-    if a.shape != v.shape:
+    if a.shape != source.shape or (last and b.shape not in ((), source.shape)):
       return None
-    scales.append((mul, b))
-    v = a
-  source, last = graph.origin(v)
+    scales.append((mul, b, last if b.shape else ()))
+    source, more = graph.origin(a)
+    last = (*more, *last)
   if divides and (shifted := _plus_number(graph, source)) is not None:
     outer = shifted[1]
     source, more = graph.origin(shifted[0])

@@ -317,7 +317,7 @@ def trace(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
       out, out_tree = jax.tree.flatten(f(*a, **k))
     except flax.errors.TraceContextError as e:
       e.add_note('A Flax module that the function closes over changed its state while it was bounded. Call '
-                 'model.eval() first, or pass the module as an argument, or nnx.split it and nnx.merge inside.')
+                 'model.eval() first; or pass the module as an argument, which an nnx.RNN needs in any mode.')
       raise
     return out
 

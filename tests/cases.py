@@ -269,6 +269,9 @@ NONLINEAR = {
     'blend by a step': Case(lambda x: x[2:4] + jax.nn.sigmoid(x[:2]) * (x[4:] - x[2:4])),
     'attention': Case(lambda x: jax.nn.softmax(x[:4].reshape(2, 2)) @ (x[2:].reshape(2, 2)), exact=False,
                       monotone=False, loosest=3.),
+    'attention, weights on the right': Case(
+        lambda x: jnp.einsum('kv,qk->vq', x[:4].reshape(2, 2), jax.nn.softmax(x.reshape(3, 2), axis=1)),
+        exact=False, monotone=False, loosest=3.),
     'attention to known values': Case(lambda x: jax.nn.softmax(x.reshape(2, 3), axis=0).T @ known(W[:2], x),
                                       exact=False, monotone=False, loosest=2.),
     'cond, known': Case(lambda x: lax.cond(jnp.arange(2)[1] > 0, lambda x: 2 * x, lambda x: -x, x)),

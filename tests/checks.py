@@ -31,6 +31,21 @@ def samples(box, n, seed=0):
   return jnp.asarray(np.clip(np.where(t == 1, upper, points), lower, upper).astype(lower.dtype))
 
 
+def jacobian(f):
+  """The derivative of all float outputs of a function of one array, flattened: (outputs, *shape)."""
+  def flat(x):
+    out = [jnp.ravel(y) for y in jax.tree.leaves(f(x)) if jnp.issubdtype(y.dtype, jnp.floating)]
+    return jnp.concatenate([*out, jnp.zeros(0)])
+  return jax.jacfwd(flat)
+
+
+def extremal(f, box, count, jac=None):
+  """Samples of a box, and the corners at which the gradients of the outputs point: near the range of each."""
+  signs = np.sign(np.asarray((jac or jax.jit(jacobian(f)))(box.centre)))
+  corners = box.centre[None] + jnp.asarray(np.concatenate([signs, -signs])) * box.radius[None]
+  return jnp.concatenate([samples(box, count), corners])
+
+
 def holds(bounds, values, relative=1e-11):
   """Whether every sampled value (leading axis) lies in the bounds, NaN being failure."""
   for b, v in zip(leaves(bounds), leaves(values), strict=True):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import AFFINE, CASES, ELEMENTWISE, NONLINEAR, centre_of, keys_of, regrouped
-from checks import box_around, contains, holds, leaves, samples, shrunk, widest_ratio
+from checks import box_around, contains, extremal, holds, jacobian, leaves, samples, shrunk, widest_ratio
 from jax.extend.core import primitives as P
 
 from ibpjax import Interval, adaptive, affine, constant, ibp, nonlinear, tight
@@ -79,26 +79,15 @@ def test_bounds_are_not_vacuous(name):
 
 
 @functools.cache
-def jacobian(name):
-  """The derivative of all float outputs of a case, flattened: (outputs, *shape)."""
-  def flat(x):
-    out = [jnp.ravel(y) for y in jax.tree.leaves(CASES[name].f(x)) if jnp.issubdtype(y.dtype, jnp.floating)]
-    return jnp.concatenate([*out, jnp.zeros(0)])
-  return jax.jit(jax.jacfwd(flat))
+def derivative(name):
+  return jax.jit(jacobian(CASES[name].f))
 
 
 def corner_values(name, box):
-  """Values that come near the range of each output: at samples, and at the corners its gradients point to.
-
-  The 400 elementwise functions of one array have their corners at the ends of the box.
-  """
-  points = samples(box, 600 if box.shape == (400,) else CASES[name].count // 4)
-  x = box.centre
-  if box.shape != (400,):
-    gradients = np.sign(np.asarray(jacobian(name)(x)))
-    signs = jnp.asarray(np.concatenate([gradients, -gradients]))
-    points = jnp.concatenate([points, x[None] + signs * box.radius[None]])
-  return compiled(name)[0](points)
+  """Values that come near the range of each output. 400 functions of one array have theirs at the ends of the box."""
+  if box.shape == (400,):
+    return compiled(name)[0](samples(box, 600))
+  return compiled(name)[0](extremal(CASES[name].f, box, CASES[name].count // 4, derivative(name)))
 
 
 @pytest.mark.parametrize('name', [name for name in CASES if CASES[name].exact])
@@ -122,7 +111,7 @@ def test_affine_functions_are_bounded_exactly(name):
   x = centre_of(case)
   radius = jnp.asarray(np.random.default_rng(1).uniform(size=case.shape))
   value = case.f(x)
-  reach = np.tensordot(np.abs(np.asarray(jacobian(name)(x))), np.asarray(radius), x.ndim).reshape(value.shape)
+  reach = np.tensordot(np.abs(np.asarray(derivative(name)(x))), np.asarray(radius), x.ndim).reshape(value.shape)
   bound = compiled(name, elide=True)[1](Interval(x - radius, x + radius))
   np.testing.assert_allclose(bound.lower, value - reach, rtol=1e-11, atol=1e-11)
   np.testing.assert_allclose(bound.upper, value + reach, rtol=1e-11, atol=1e-11)
