@@ -102,7 +102,7 @@ class LogSoftmax(Composite):
     scale = jnp.abs(self.groups.into(_largest(x))) + jnp.abs(terms.shift) + 4
     out = _widened(Interval(lower, upper),
                    _gamma(4 * self.groups.count + 16, u) + (8 * u * scale if u else 0))
-    return Interval(self.groups.back(out.lower), self.groups.back(jnp.minimum(out.upper, 0)))
+    return Interval(self.groups.back(out.lower), self.groups.back(jnp.fmin(out.upper, 0)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -188,21 +188,22 @@ class Normalise(Composite):
     x = Interval(self.groups.into(x.lower), self.groups.into(x.upper))
     total = lambda a: jnp.sum(a, axes, keepdims=True)
     size = _largest(x)
-    lost = 4 * _gamma(count + 4, u) * total(size * size) if u else 0.
-    z, share, least, greatest = self._deviations(x) if self.centred else (
-        x, 1., _rest(_least(x) ** 2, axes), _rest(size * size, axes))
-    if u and self.centred:  # of the means and sums, and of E[x^2] - E[x]^2, which some layers compute instead
+    # Of sums of squares: as the function computes them, perhaps as E[x^2] - E[x]^2, and as they are computed here.
+    lost = 16 * _gamma(count + 4, u) * total(size * size) if u else 0.
+    z, share, least, greatest = self._deviations(x, lost) if self.centred else (
+        x, 1., _rest(_least(x) ** 2, axes) - lost, _rest(size * size, axes) + lost)
+    if u and self.centred:
       z = _widened(z, 4 * _gamma(count + 2, u) * (size + total(size) / count))
 
     def reached(t):  # the greatest quotient for elements up to t
-      return jnp.where(t > 0, self._highest(t, share, least - lost), self._divided(t, share * t * t + greatest + lost))
+      return jnp.where(t > 0, self._highest(t, share, least), self._divided(t, share * t * t + greatest))
 
     limit = (self.factor * share) ** -.5 if not u else np.inf  # of an infinite element
     lower = jnp.where(z.lower == -jnp.inf, -limit, -reached(-z.lower))
     upper = jnp.where(z.upper == jnp.inf, limit, reached(z.upper))
     out = _wider(Interval(lower, upper), 16 * u)
     if self.inner == 0 and self.outer == 0:
-      away = share * _least(z) ** 2 + least - lost > 0
+      away = share * _least(z) ** 2 + least > 0
       out = Interval(jnp.where(away, out.lower, -jnp.inf), jnp.where(away, out.upper, jnp.inf))
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
 
@@ -220,7 +221,7 @@ class Normalise(Composite):
     peak = jnp.minimum(t, _root(-constant / slope))
     return jnp.where(constant < 0, jnp.maximum(at_end, self._divided(peak, 0.)), at_end)
 
-  def _deviations(self, x: Interval) -> tuple[Interval, float, Any, Any]:
+  def _deviations(self, x: Interval, lost: Any) -> tuple[Interval, float, Any, Any]:
     """x - mean(x) in each element, D / (D - 1), and for each element the least and the greatest W."""
     axes, count = self.groups.axes, self.groups.count
     others = max(count - 1, 1)
@@ -228,14 +229,16 @@ class Normalise(Composite):
     z = centre - jnp.mean(centre, axes, keepdims=True)
     around = _rest(radius, axes)
     share = count / others
-    squares = jnp.maximum(jnp.sum(z * z, axes, keepdims=True) - share * z * z, 0)
+    total = jnp.sum(z * z, axes, keepdims=True)
+    squares = total - share * z * z  # cancels where z_i is about all there is; the roots below would magnify that
+    cancelled = lost + 4 * _gamma(count + 4, float(jnp.finfo(x.dtype).eps) / 2) * total
     cross = _rest(jnp.abs(z) * radius, axes) + jnp.abs(z) * around / others  # |w_j| <= |z_j| + |z_i| / (D - 1)
     cross = jnp.where(jnp.isnan(cross), jnp.inf, cross)
     size = _rest(radius * radius, axes)
-    near, far = _root(squares) - _root(size), _root(squares) + _root(size)
-    least = jnp.maximum(squares - 2 * cross, jnp.where(near > 0, near, 0) ** 2)
-    greatest = jnp.minimum(squares + 2 * cross + size, far * far)
-    return _widened(as_interval(z), (radius * others + around) / count), share, least, greatest
+    near, far = _root(squares - cancelled) - _root(size), _root(squares + cancelled) + _root(size)
+    least = jnp.maximum(squares - lost - 2 * cross, jnp.where(near > 0, near, 0) ** 2)
+    greatest = jnp.minimum(squares + lost + 2 * cross + size, far * far)
+    return _widened(as_interval(z), (radius * (count - 1) + around) / count), share, least, greatest
 
 
 def _root(a: Any) -> Any:
@@ -280,9 +283,17 @@ class Average(Composite):
 
   For any t, sum_j p_j v_j = t + sum_j p_j (v_j - t). With t near the values only their spread is
   multiplied by the width of p. And an average lies between the least and the greatest v_j.
+
+  Attributes:
+    eqn: the dot product.
+    slot: which of its operands holds the weights.
+    unit: the roundoff with which these are known; they sum to 1 up to it.
+    narrowed: the roundoff of casts of the weights to a lower precision, a part of the function; else 0.
   """
   eqn: Any
-  slot: int  # which operand holds the weights
+  slot: int
+  unit: float
+  narrowed: float
 
   def __call__(self, *operands):
     return lax.dot_general_p.bind(*operands, **self.eqn.params)
@@ -313,11 +324,9 @@ class Average(Composite):
     radius = self._dot(jnp.abs(pc), vr) + self._dot(pr, jnp.abs(apart) + vr)
     radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
     out = Interval(base + centre - radius, base + centre + radius)
-    if u:
-      terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in axes], dtype=np.int64))
-      slack = 8 * _gamma(terms + 8, u) * self._arrange(_largest(v), jnp.max)
-      out = _widened(out, slack)
-    else:
-      slack = 0.
+    terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in axes], dtype=np.int64))
+    lost = 8 * _gamma(terms + 8, max(u, self.unit)) if u else 2 * self.narrowed
+    slack = lost * self._arrange(_largest(v), jnp.max) if lost else 0.
+    out = _widened(out, slack)
     return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min) - slack),
                     jnp.minimum(out.upper, self._arrange(v.upper, jnp.max) + slack))

@@ -130,7 +130,9 @@ class Graph:
     """The value that `v` is a copy of."""
     while (eqn := self.maker.get(v.id)) is not None:
       whole = eqn.inputs[:1] and eqn.inputs[0].shape == v.shape
-      if eqn.key is P.copy_p or (whole and eqn.key in (P.add_p, P.sub_p) and self.number(eqn.inputs[1]) == 0):
+      recast = eqn.key is P.convert_element_type_p and eqn.inputs[0].dtype == v.dtype  # of a weakly typed value
+      if eqn.key is P.copy_p or recast or (
+          whole and eqn.key in (P.add_p, P.sub_p) and self.number(eqn.inputs[1]) == 0):
         v = eqn.inputs[0]
       elif eqn.key is P.select_n_p and (which := self.number(eqn.inputs[0])) is not None:
         v = eqn.inputs[1 + int(which)]

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives as P
 
@@ -305,19 +306,26 @@ def blend(graph: Graph, eqn: Equation) -> list[Equation] | None:
 
 
 def average(graph: Graph, eqn: Equation) -> list[Equation] | None:
-  """A dot product with softmax weights, over the elements that they weight."""
+  """A dot product with softmax weights, over the elements that they weight. They may be cast on the way."""
   if eqn.key is not P.dot_general_p:
     return None
   for slot in (0, 1):
     if not graph.perturbed(eqn.inputs[slot]):
       continue
     source, moves = graph.origin(eqn.inputs[slot], invertible=True)
+    dtypes = [source.dtype]
+    while (cast := graph.made_by(source, P.convert_element_type_p)) is not None:
+      source, more = graph.origin(cast.inputs[0], invertible=True)
+      moves = (*more, *moves)
+      dtypes.append(source.dtype)
     made = graph.maker.get(source.id)
     if made is None or not isinstance(made.key, composites.Softmax) or len(made.inputs) > 1:
       continue
     axes = tuple(map(int, eqn.params['dimension_numbers'][0][slot]))
     if axes and Groups(moves, axes, source.shape).same_as(made.key.groups):
-      made = _equation(eqn, composites.Average(eqn, slot), eqn.inputs, eqn.outputs[0])
+      units = [float(jnp.finfo(d).eps) / 2 for d in dtypes]
+      narrowed = max(units) if max(units) > units[-1] else 0.
+      made = _equation(eqn, composites.Average(eqn, slot, max(units), narrowed), eqn.inputs, eqn.outputs[0])
       return [dataclasses.replace(made, params=eqn.params)]  # of which the precision says how products are rounded
   return None
 

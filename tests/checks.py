@@ -48,16 +48,17 @@ def extremal(f, box, count, jac=None):
 
 def holds(bounds, values, relative=1e-11):
   """Whether every sampled value (leading axis) lies in the bounds, NaN being failure."""
-  for b, v in zip(leaves(bounds), leaves(values), strict=True):
-    lower, upper, v = np.asarray(b.lower), np.asarray(b.upper), np.asarray(v)
-    if v.dtype == bool:
-      if not (np.all(v >= lower) and np.all(v <= upper)):
-        return False
-      continue
-    scale = 1 + np.abs(v) + np.max(np.abs(v), axis=0, keepdims=True)
-    if not (np.all(v >= lower - relative * scale) and np.all(v <= upper + relative * scale)):
-      return False
-  return True
+  return all(inside(b, v, relative).all() for b, v in zip(leaves(bounds), leaves(values), strict=True))
+
+
+def inside(bound, values, relative=1e-11):
+  """Where sampled values (leading axis) lie in an interval, up to rounding."""
+  lower, upper, v = np.asarray(bound.lower), np.asarray(bound.upper), np.asarray(values)
+  if v.dtype == bool:
+    return (v >= lower) & (v <= upper)
+  scale = 1 + np.abs(v) + np.max(np.abs(v), axis=0, keepdims=True)
+  slack = relative * np.where(np.isfinite(scale), scale, 0)
+  return (v >= lower - slack) & (v <= upper + slack)
 
 
 def shrunk(bounds, by=.01):

@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import AFFINE, CASES, ELEMENTWISE, NONLINEAR, centre_of, keys_of, regrouped
-from checks import box_around, contains, extremal, holds, jacobian, leaves, samples, shrunk, widest_ratio
+from checks import box_around, contains, extremal, holds, inside, jacobian, leaves, samples, shrunk, widest_ratio
+from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import Interval, adaptive, affine, constant, ibp, nonlinear, tight
 from ibpjax.composites import Composite
 from ibpjax.elementwise import TABLE, enclose, unary
 from ibpjax.elementwise import image as elementwise_image
+from ibpjax.ibp import Forward
 from ibpjax.interval import is_set
 from ibpjax.patterns import grouped
 from ibpjax.program import rebind, trace
@@ -36,6 +38,39 @@ def test_sampled_values_lie_inside(name):
     box = box_around(centre_of(case, seed), radius)
     count = 1024 if case.shape == (400,) else case.count  # 400 functions at once, or one
     assert holds(bound(box), values(samples(box, count, seed)))
+
+
+def unbounded(f, box):
+  """Bounds on a box that public functions refuse as an input; inside of programs such values come up."""
+  program = grouped(trace(f, (box,), {})[0])
+  forward = Forward(program, [box])
+  return [forward.output(v, elide=False) for v in program.outputs]
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_unbounded_boxes(name):
+  """Half-lines and lines: every sampled value that is a number lies inside, and no bound is NaN."""
+  case, rng = CASES[name], np.random.default_rng(0)
+  x = np.asarray(centre_of(case))
+  bound = jax.jit(lambda box: unbounded(case.f, box))
+  sides = np.arange(x.size).reshape(x.shape) % 4  # a finite interval, a half-line to the right, one to the left, all
+  for above, below in ((sides % 2 == 1, sides >= 2), (np.full(x.shape, True),) * 2):
+    box = Interval(jnp.asarray(np.where(below, -np.inf, x - .1)), jnp.asarray(np.where(above, np.inf, x + .1)))
+    far = np.exp(rng.uniform(-5, 12, (500, *x.shape))) * rng.choice([-1, 0, 1], (500, *x.shape))
+    values = compiled(name)[0](jnp.clip(x[None] + far, box.lower[None], box.upper[None]))
+    for b, v in zip(bound(box), leaves(values), strict=True):
+      assert not np.any(np.isnan(b.lower) | np.isnan(b.upper))
+      assert np.all(np.isnan(v) | inside(b, v))
+
+
+@pytest.mark.parametrize(('f', 'least', 'greatest'), [
+    (jnp.tanh, -1, 1), (jnp.sin, -1, 1), (jax.nn.sigmoid, 0, 1), (jax.nn.soft_sign, -1, 1), (jnp.exp, 0, np.inf),
+    (jax.nn.softmax, 0, 1), (jax.nn.log_softmax, -np.inf, 0), (jax.nn.standardize, -5 ** .5, 5 ** .5),
+    (jax.nn.relu, 0, np.inf), (lambda x: jax.nn.softmax(x) @ jnp.arange(6.), 0, 5)])
+def test_what_is_known_of_a_function_on_the_whole_line(f, least, greatest):
+  bound, = unbounded(f, Interval(jnp.full(6, -jnp.inf), jnp.full(6, jnp.inf)))
+  np.testing.assert_allclose(bound.lower, least, atol=1e-6)
+  np.testing.assert_allclose(bound.upper, greatest, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -164,7 +199,12 @@ def test_every_row_has_a_case():
     (jnp.log, Interval(-1., 2.)), (jnp.sqrt, Interval(-1., 2.)), (jnp.log1p, Interval(-2., 2.)),
     (lambda x: 1 / x, Interval(-1., 2.)), (jax.lax.reciprocal, Interval(-1., 2.)),
     (lambda x: x ** -2, Interval(-1., 0.)), (lambda x: 1 / x, Interval(0., 2.)), (lambda x: x / x, Interval(-1., 1.)),
-    (lambda x: x / jnp.zeros_like(x), Interval(1., 2.))])
+    (lambda x: x / jnp.zeros_like(x), Interval(1., 2.)), (jnp.tan, Interval(1., 2.)), (jnp.tan, Interval(-9., 9.)),
+    (jnp.arcsin, Interval(.5, 1.5)), (jnp.arccosh, Interval(.5, 1.5)), (jnp.arctanh, Interval(-2., 0.)),
+    (lax.erf_inv, Interval(-2., 0.)), (lambda x: x ** .5, Interval(-1., 1.)), (lambda x: x ** -1.5, Interval(0., 1.)),
+    (lambda x: x ** x, Interval(-1., 1.)), (lambda x: jnp.zeros_like(x) ** x, Interval(-1., 1.)),
+    (lambda x: x / jnp.linalg.norm(x), Interval(-1., 1.)),
+    (lambda x: (x - x.mean()) * lax.rsqrt(jnp.var(x)), Interval(0., 1.))])
 def test_outside_of_the_domain_bounds_are_infinite_and_never_nan(f, x):
   box = jax.tree.map(lambda v: jnp.full(3, v), x)
   bound = ibp(f)(box)

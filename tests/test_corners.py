@@ -1,0 +1,101 @@
+"""Corners at which published implementations of bounds have been wrong, or so loose as to say nothing."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import box_around, holds, samples, widest_ratio
+from flax import nnx
+from jax import lax
+
+from ibpjax import Interval, adaptive, constant, ibp, tight
+from ibpjax.elementwise import enclose
+from ibpjax.patterns import grouped
+from ibpjax.program import rebind, trace
+
+pytestmark = pytest.mark.usefixtures('x64', 'promotion')
+
+
+def box(low, high):
+  return Interval(np.full(1, low), np.full(1, high))
+
+
+# Each as (function, box, least value, greatest value).
+RANGES = {
+    'an even power': (lambda x: lax.integer_pow(x, 4), box(1., 2.), 1., 16.),
+    'an even power over 0': (lambda x: lax.integer_pow(x, 6), box(-1., 2.), 0., 64.),
+    'tan beyond 1': (jnp.tan, box(-1.2, -.2), np.tan(-1.2), np.tan(-.2)),
+    'cos over its least and greatest value': (jnp.cos, box(-10., -3.321376323699951), -1., 1.),
+    'cos over its greatest value': (jnp.cos, box(-8., -3.321376323699951), np.cos(-3.321376323699951), 1.),
+    'sin at its crest': (jnp.sin, box(1.5, 1.7), np.sin(1.7), 1.),
+    'a dead leaky unit': (lambda x: jax.nn.leaky_relu(x, jnp.asarray(.1, x.dtype)), box(-1.1, -.9), -.11, -.09),
+    'a reciprocal of negative numbers': (lambda x: lax.integer_pow(x, -1), box(-2., -.5), -2., -.5),
+    'a constant around': (lambda x: lax.pad(x, jnp.asarray(3., x.dtype), [(1, 1, 0)]).sum(), box(-1., 2.), 5., 8.),
+}
+
+
+@pytest.mark.parametrize('name', RANGES)
+def test_ranges_are_exact(name):
+  f, x, least, greatest = RANGES[name]
+  x = jax.tree.map(jnp.asarray, x)
+  for elide in (False, True):
+    bound = ibp(f, elide=elide)(x)
+    np.testing.assert_allclose(bound.lower, least, rtol=1e-12)
+    np.testing.assert_allclose(bound.upper, greatest, rtol=1e-12)
+
+
+@pytest.mark.parametrize('lines', [constant, tight, adaptive])
+@pytest.mark.parametrize('name', [name for name in RANGES if name != 'a constant around'])
+def test_lines_enclose(name, lines):
+  f, x, _, _ = RANGES[name]
+  x = jax.tree.map(jnp.asarray, x)
+  program = grouped(trace(f, (x,), {})[0])
+  env = program.environment([x])
+  for eqn in program.equations[:-1]:  # known slopes, broadcast
+    env |= zip((v.id for v in eqn.outputs), rebind(eqn, *[env[v.id] for v in eqn.inputs]), strict=True)
+  equation = program.equations[-1]
+  (below, low), (above, high) = enclose(equation, [env[v.id] for v in equation.inputs], lines)
+  points = jnp.linspace(x.lower[0], x.upper[0], 100_001)
+  assert np.all(below * points + low <= f(points) + 1e-12)
+  assert np.all(above * points + high >= f(points) - 1e-12)
+
+
+def test_overlapping_max_pooling():
+  image = jnp.asarray([[1.6, -.2, .3], [.1, 1.5, -.4], [.2, .4, 1.55]]).reshape(1, 3, 3, 1)
+  x = box_around(image, .05)
+  bound = ibp(lambda x: nnx.max_pool(x, (2, 2), (1, 1)))(x)
+  best = lax.reduce_window(image, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), 'VALID')
+  np.testing.assert_allclose(bound.lower, best - .05)
+  np.testing.assert_allclose(bound.upper, best + .05)
+
+
+@pytest.mark.parametrize('radius', [1e-3, .1, 1., 100.])
+@pytest.mark.parametrize('width', [2, 8, 64])
+def test_normalised_values_stay_within_the_root_of_their_number(radius, width):
+  layer = nnx.LayerNorm(width, use_bias=False, use_scale=False, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+  x = box_around(jnp.asarray(np.random.default_rng(0).normal(size=width)), radius)
+  bound, values = ibp(layer)(x), jax.vmap(layer)(samples(x, 6_000))
+  assert holds(bound, values)
+  assert float(jnp.maximum(-bound.lower, bound.upper).max()) <= (width - 1) ** .5
+  if radius == 1e-3 and width > 2:
+    assert widest_ratio(bound, values) < 2.5  # of random samples, which do not reach the corners of 64 dimensions
+
+
+@pytest.mark.parametrize('radius', [1e-3, .1, 1.])
+@pytest.mark.parametrize('depth', [1, 4])
+def test_normalised_attention_is_of_the_order_of_one(depth, radius):
+  """However deep and whatever the box, each normalised value stays where it can be, and shrinks with the box."""
+  rngs, kwargs = nnx.Rngs(0), dict(param_dtype=jnp.float64)
+  layers = [(nnx.LayerNorm(8, **kwargs, rngs=rngs), nnx.MultiHeadAttention(2, 8, decode=False, **kwargs, rngs=rngs))
+            for _ in range(depth)]
+
+  def f(x):
+    for norm, attention in layers:
+      x = norm(x + attention(x))
+    return x
+
+  x = box_around(jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 8))), radius)
+  bound = ibp(f)(x)
+  assert holds(bound, jax.vmap(f)(samples(x, 600)), 1e-6)
+  assert float(jnp.maximum(-bound.lower, bound.upper).max()) <= 7 ** .5 + 1e-6
+  if depth == 1 and radius == 1e-3:
+    assert float(bound.width.max()) < .2
