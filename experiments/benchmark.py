@@ -1,6 +1,7 @@
 """Measures what bounds cost beside the network itself, in pairs, on networks of the papers.
 
     python -m experiments.benchmark --nets=dm_small,dm_medium,cnn7 --batch_size=64
+    python -m experiments.benchmark --nets=vit_block,unet,gru_20,gru_200 --batch_size=16
 
 Each pair runs in turn (A B A B ...), so that a drift of the machine's speed hits both. XLA cost is
 the number of floating-point operations that the compiled program reports.
@@ -16,7 +17,7 @@ from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import runs
+from experiments import architectures, runs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list('nets', ['dm_small', 'dm_medium', 'cnn7'], 'Networks to measure.')
@@ -76,29 +77,43 @@ def elided(model: Any, x: Any, y: Any) -> ibpjax.Interval:
   return jax.vmap(ibpjax.ibp(margins, elide=True), (None, 0, 0))(model, ball(x), y)
 
 
+def outward(model: Any, x: Any, y: Any) -> ibpjax.Interval:
+  """Bounds of the logits of a batch, with the allowance for rounding."""
+  return ibpjax.ibp(network, round_outward=True)(model, ball(x), y)
+
+
 def certified(model: Any, x: Any, y: Any) -> ibpjax.Interval:
   """The same with the allowance for rounding, as in certificates."""
   return jax.vmap(ibpjax.ibp(margins, elide=True, round_outward=True), (None, 0, 0))(model, ball(x), y)
 
 
-BOUNDS = {'ibp': batch, 'ibp, elided margins': elided, '... rounded outward': certified}
+CLASSIFIER = {'ibp': batch, 'ibp, elided margins': elided, '... rounded outward': certified}
+ANY_NETWORK = {'ibp': batch, '... rounded outward': outward}
+
+
+def build(name: str) -> tuple[Any, tuple[int, ...], dict[str, Callable]]:
+  """A network, the shape of one example, and the bounds to measure."""
+  if name in architectures.NAMES:
+    return *architectures.build(name), ANY_NETWORK
+  return runs.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0)), SHAPES[name], CLASSIFIER
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
-  if unknown := set(FLAGS.nets) - set(SHAPES):
-    raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(SHAPES)}')
+  known = [*SHAPES, *architectures.NAMES]
+  if unknown := set(FLAGS.nets) - set(known):
+    raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(known)}')
   print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
   columns = f'{"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}'
-  print(f'{"network":<10} {"bound":<22} {columns}')
+  print(f'{"network":<11} {"bound":<22} {columns}')
   for name in FLAGS.nets:
-    model = runs.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0))
-    x = jax.numpy.asarray(np.random.default_rng(0).uniform(size=(FLAGS.batch_size, *SHAPES[name])), np.float32)
+    model, shape, bounds = build(name)
+    x = jax.numpy.asarray(np.random.default_rng(0).uniform(size=(FLAGS.batch_size, *shape)), np.float32)
     y = jax.numpy.arange(FLAGS.batch_size) % 10
-    for label, bound in BOUNDS.items():
+    for label, bound in bounds.items():
       found = pair(network, bound, model, x, y, repeats=FLAGS.repeats)
-      print(f'{name:<10} {label:<22} {1e3 * found["reference"]:>10.2f} {1e3 * found["seconds"]:>10.2f} '
+      print(f'{name:<11} {label:<22} {1e3 * found["reference"]:>10.2f} {1e3 * found["seconds"]:>10.2f} '
             f'{found["ratio"]:>6.2f} {found["cost"]:>6.2f} {found["compile"]:>9.2f} {found["megabytes"]:>8.1f}')
 
 

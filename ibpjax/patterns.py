@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import composites, univariate
@@ -229,13 +230,28 @@ def normalisation(graph: Graph, eqn: Equation) -> list[Equation] | None:
       steps = [graph.new(eqn.outputs[0]) for _ in scales] + [eqn.outputs[0]]
       made = [_equation(eqn, key, [x], steps[0])]
       for (scale_eqn, scale, moves), before, after in zip(scales, steps, steps[1:]):
-        for move in moves:  # the scale is where the root is: it goes the same way to the elements
-          moved = graph.new(move.outputs[0], perturbed=graph.perturbed(scale))
-          made.append(dataclasses.replace(move, inputs=(scale,), outputs=(moved,)))
-          scale = moved
+        made += (taken := _taken_along(graph, scale, moves))
+        scale = taken[-1].outputs[0] if taken else scale
         made.append(dataclasses.replace(scale_eqn, inputs=(before, scale), outputs=(after,)))
       return made
   return None
+
+
+def _taken_along(graph: Graph, scale: Value, moves: Sequence[Equation]) -> list[Equation]:
+  """Equations that move a scale as the root that it multiplies is moved."""
+  made: list[Equation] = []
+
+  def add(eqn: Equation) -> None:
+    v = made[-1].outputs[0] if made else scale
+    made.append(dataclasses.replace(eqn, inputs=(v,), outputs=(graph.new(eqn.outputs[0], graph.perturbed(scale)),)))
+  if moves and moves[0].inputs[0].shape != scale.shape:  # products broadcast axes of size 1 by themselves
+    root = moves[0].inputs[0]
+    params = dict(shape=root.shape, broadcast_dimensions=tuple(range(len(root.shape))), sharding=None)
+    add(dataclasses.replace(moves[0], primitive=lax.broadcast_in_dim_p, key=lax.broadcast_in_dim_p, params=params,
+                            outputs=(root,)))
+  for move in moves:
+    add(move)
+  return made
 
 
 def _root(graph: Graph, v: Value, x: Value, divides: bool,
@@ -247,7 +263,7 @@ def _root(graph: Graph, v: Value, x: Value, divides: bool,
     a, b = mul.inputs
     if not graph.perturbed(a) or (graph.perturbed(b) and graph.made_by(graph.origin(b)[0], P.rsqrt_p) is not None):
       a, b = b, a
-    if a.shape != source.shape or (last and b.shape not in ((), source.shape)):
+    if a.shape != source.shape:
       return None
     scales.append((mul, b, last if b.shape else ()))
     source, more = graph.origin(a)
