@@ -21,6 +21,9 @@ INCREASING = frozenset({
     P.slice_p, lax.split_p, P.squeeze_p, lax.stack_p, lax.tile_p, P.transpose_p, lax.unstack_p,
     P.convert_element_type_p, P.sharding_constraint_p, lax.optimization_barrier_p,
 })
+# Of these, the ones that compute nothing.
+MOVES = INCREASING - {P.add_p, P.add_jaxvals_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p, P.scatter_add_p,
+                      P.convert_element_type_p}
 SIGNED = frozenset({P.neg_p, P.sub_p})
 # Affine in one operand when the others, the weights, are known.
 SCALING = frozenset({P.mul_p, P.div_p})

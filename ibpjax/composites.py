@@ -76,12 +76,15 @@ class Softmax(Composite):
     return self.groups.back(e / jnp.sum(kept, self.groups.axes, keepdims=True))
 
   def image(self, operands, u):
-    terms = _Exponentials(self.groups, *operands)
-    lower = _ratio(terms.low, terms.kept(terms.low) + terms.rest_high, 0.)
-    upper = _ratio(terms.high, terms.kept(terms.high) + terms.rest_low, 1. if len(operands) == 1 else jnp.inf)
-    # exp(x - m) has the relative error |x - m| u; where that is large the value is below roundoff.
-    slack = _gamma(4 * self.groups.count + 256, u)
-    lower, upper = lower * (1 - slack), upper * (1 + slack) + (u and float(jnp.finfo(lower.dtype).tiny))
+    odds = _log_odds(self.groups, *operands)
+    value: Callable[[Any], Any] = jax.nn.sigmoid
+    if len(operands) > 1:  # what the mask removes is not a part of the sum that it is divided by
+      kept = self.groups.into(operands[1])
+      value = lambda t: jnp.where(kept, jax.nn.sigmoid(t), jnp.exp(jnp.where(kept, 0, t)))
+    # exp(x - m) has the relative error |x - m| u; where that is large, the value is below the smallest float.
+    slack, tiny = _gamma(4 * self.groups.count + 1024, u), u and 4 * float(jnp.finfo(odds.dtype).tiny)
+    lower = jnp.maximum(value(odds.lower) * (1 - slack) - tiny, 0)
+    upper = value(odds.upper) * (1 + slack) + tiny
     return Interval(self.groups.back(lower), self.groups.back(upper if len(operands) > 1 else jnp.minimum(upper, 1)))
 
 
@@ -94,15 +97,11 @@ class LogSoftmax(Composite):
     return self.groups.back(jax.nn.log_softmax(self.groups.into(x), self.groups.axes))
 
   def image(self, operands, u):
-    x, = operands
-    terms = _Exponentials(self.groups, x)
-    tiny = jnp.finfo(x.dtype).tiny
-    lower = self.groups.into(x.lower) - terms.shift - jnp.log(jnp.maximum(terms.low + terms.rest_high, tiny))
-    upper = self.groups.into(x.upper) - terms.shift - jnp.log(jnp.maximum(terms.high + terms.rest_low, tiny))
-    scale = jnp.abs(self.groups.into(_largest(x))) + jnp.abs(terms.shift) + 4
-    out = _widened(Interval(lower, upper),
-                   _gamma(4 * self.groups.count + 16, u) + (8 * u * scale if u else 0))
-    return Interval(self.groups.back(out.lower), self.groups.back(jnp.fmin(out.upper, 0)))
+    odds = _log_odds(self.groups, *operands)
+    out = Interval(jax.nn.log_sigmoid(odds.lower), jax.nn.log_sigmoid(odds.upper))
+    if u:
+      out = _widened(out, 8 * u * (_finite(_largest(out)) + 16) + _gamma(4 * self.groups.count + 16, u))
+    return Interval(self.groups.back(out.lower), self.groups.back(jnp.minimum(out.upper, 0)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -122,22 +121,38 @@ class LogSumExp(Composite):
     return _widened(out, 8 * u * (_finite(_largest(out)) + 8) + _gamma(4 * self.groups.count, u))
 
 
-def _ratio(a: Any, total: Any, unknown: float) -> Any:
-  """a / total, `unknown` where that is not a number."""
-  known = (total > 0) & jnp.isfinite(total)
-  return jnp.where(known, a / jnp.where(known, total, 1), jnp.where(jnp.isinf(total) & jnp.isfinite(a), 0., unknown))
+def _log_odds(groups: Groups, x: Interval, mask: Any = None) -> Interval:
+  """Bounds of x_i - log of the sum of exp(x_j) over the others of its group (that a mask keeps)."""
+  x = Interval(groups.into(x.lower), groups.into(x.upper))
+
+  def less_others(own, end):
+    shift, log = _log_of_rest(end if mask is None else jnp.where(groups.into(mask), end, -jnp.inf), groups.axes)
+    return (own - shift) - log
+  lower = less_others(x.lower, x.upper)
+  return Interval(jnp.where(x.lower == -jnp.inf, -jnp.inf, lower), less_others(x.upper, x.lower))
 
 
-class _Exponentials:
-  """exp(x - shift) at both ends of a box, and for each element the sum of the others (that a mask keeps)."""
+def _log_of_rest(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+  """(s, l) with s + l = log of the sum of exp(x_j) over the others of the group, for each element, s near the greatest.
 
-  def __init__(self, groups: Groups, x: Interval, mask: Any = None):
-    lower, upper = groups.into(x.lower), groups.into(x.upper)
-    self.shift = lax.stop_gradient(_finite(jnp.max(upper, groups.axes, keepdims=True)))
-    self.low, self.high = jnp.exp(lower - self.shift), jnp.exp(upper - self.shift)
-    self.kept = (lambda e: e) if mask is None else lambda e: jnp.where(groups.into(mask), e, 0)
-    self.rest_low = _rest(self.kept(self.low), groups.axes)
-    self.rest_high = _rest(self.kept(self.high), groups.axes)
+  The total less the own term, which is at most half of it, so that at most one bit is lost; for
+  the one greatest element there may be, a sum of its own, so that the others do not vanish beside it.
+  """
+  def logarithm(total):
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
+
+  def shifted(x):
+    top = lax.stop_gradient(_finite(jnp.max(jnp.where(x < jnp.inf, x, -jnp.inf), axes, keepdims=True)))
+    return top, jnp.exp(x - top)
+  first, e = shifted(x)
+  total = jnp.sum(e, axes, keepdims=True)
+  finite = jnp.isfinite(total)
+  rest = logarithm(jnp.where(finite, jnp.maximum(jnp.where(finite, total, 0) - jnp.where(finite, e, 0), 0), jnp.inf))
+  greatest = x == jnp.max(x, axes, keepdims=True)
+  alone = greatest & (jnp.sum(greatest, axes, keepdims=True) == 1)
+  second, e = shifted(jnp.where(alone, -jnp.inf, x))
+  others = logarithm(jnp.sum(e, axes, keepdims=True))
+  return jnp.where(alone, second, first), jnp.where(alone, others, rest)
 
 
 def _rest(e: Any, axes: tuple[int, ...]) -> Any:
@@ -169,12 +184,19 @@ class Normalise(Composite):
 
   W over x = c + d, |d| <= r: |w|^2 + 2 <w, d> + |d'|^2, where w are the deviations of c and d' those of d.
   So it lies within 2 sum |w| r (+ sum r**2 above) of |w|^2, and its root within |r| of |w|.
+
+  Attributes:
+    groups: the elements that are normalised together.
+    centred: whether z = x - mean(x).
+    factor, inner, outer: as above.
+    fast: whether the function computes the squares of deviations as E[x^2] - E[x]^2, which cancels.
   """
   groups: Groups
   centred: bool
   factor: float
   inner: float
   outer: float
+  fast: bool
 
   def __call__(self, x):
     z = self.groups.into(x)
@@ -186,14 +208,16 @@ class Normalise(Composite):
     x, = operands
     axes, count = self.groups.axes, self.groups.count
     x = Interval(self.groups.into(x.lower), self.groups.into(x.upper))
-    total = lambda a: jnp.sum(a, axes, keepdims=True)
     size = _largest(x)
-    # Of sums of squares: as the function computes them, perhaps as E[x^2] - E[x]^2, and as they are computed here.
-    lost = 16 * _gamma(count + 4, u) * total(size * size) if u else 0.
-    z, share, least, greatest = self._deviations(x, lost) if self.centred else (
-        x, 1., _rest(_least(x) ** 2, axes) - lost, _rest(size * size, axes) + lost)
-    if u and self.centred:
-      z = _widened(z, 4 * _gamma(count + 2, u) * (size + total(size) / count))
+    z, share, least, greatest = self._deviations(x, u) if self.centred else (
+        x, 1., _rest(_least(x) ** 2, axes), _rest(size * size, axes))
+    if u:
+      error = self._rounding(size, z, u)
+      z = _widened(z, error) if self.centred else z
+      lost = 8 * jnp.sum(error * (_largest(z) + error), axes, keepdims=True)
+      if self.fast:
+        lost += 4 * _gamma(count + 3, u) * jnp.sum(size * size, axes, keepdims=True)
+      least, greatest = least - lost, greatest + lost
 
     def reached(t):  # the greatest quotient for elements up to t
       return jnp.where(t > 0, self._highest(t, share, least), self._divided(t, share * t * t + greatest))
@@ -206,6 +230,11 @@ class Normalise(Composite):
       away = share * _least(z) ** 2 + least > 0
       out = Interval(jnp.where(away, out.lower, -jnp.inf), jnp.where(away, out.upper, jnp.inf))
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
+
+  def _rounding(self, size: Any, z: Interval, u: float) -> Any:
+    """By how much each z may be off, as the function and as the bound compute it; of its square, twice z times that."""
+    gamma = _gamma(self.groups.count + 4, u)
+    return gamma * (size + jnp.mean(size, self.groups.axes, keepdims=True) + _largest(z))
 
   def _divided(self, t: Any, squares: Any) -> Any:
     """t / (sqrt(factor * squares + inner) + outer), 0 for t = 0."""
@@ -221,7 +250,7 @@ class Normalise(Composite):
     peak = jnp.minimum(t, _root(-constant / slope))
     return jnp.where(constant < 0, jnp.maximum(at_end, self._divided(peak, 0.)), at_end)
 
-  def _deviations(self, x: Interval, lost: Any) -> tuple[Interval, float, Any, Any]:
+  def _deviations(self, x: Interval, u: float) -> tuple[Interval, float, Any, Any]:
     """x - mean(x) in each element, D / (D - 1), and for each element the least and the greatest W."""
     axes, count = self.groups.axes, self.groups.count
     others = max(count - 1, 1)
@@ -231,13 +260,16 @@ class Normalise(Composite):
     share = count / others
     total = jnp.sum(z * z, axes, keepdims=True)
     squares = total - share * z * z  # cancels where z_i is about all there is; the roots below would magnify that
-    cancelled = lost + 4 * _gamma(count + 4, float(jnp.finfo(x.dtype).eps) / 2) * total
+    cancelled = 4 * _gamma(count + 4, float(jnp.finfo(x.dtype).eps) / 2) * total
+    if u:
+      error = self._rounding(_largest(x), as_interval(z), u)
+      cancelled += 8 * jnp.sum(error * (jnp.abs(z) + error), axes, keepdims=True)
     cross = _rest(jnp.abs(z) * radius, axes) + jnp.abs(z) * around / others  # |w_j| <= |z_j| + |z_i| / (D - 1)
     cross = jnp.where(jnp.isnan(cross), jnp.inf, cross)
     size = _rest(radius * radius, axes)
     near, far = _root(squares - cancelled) - _root(size), _root(squares + cancelled) + _root(size)
-    least = jnp.maximum(squares - lost - 2 * cross, jnp.where(near > 0, near, 0) ** 2)
-    greatest = jnp.minimum(squares + lost + 2 * cross + size, far * far)
+    least = jnp.maximum(squares - 2 * cross, jnp.where(near > 0, near, 0) ** 2)
+    greatest = jnp.minimum(squares + 2 * cross + size, far * far)
     return _widened(as_interval(z), (radius * (count - 1) + around) / count), share, least, greatest
 
 

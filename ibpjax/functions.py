@@ -32,6 +32,12 @@ def _between(k: Any, low: float, high: float) -> Any:
   return jnp.clip(k, low + margin, high - margin)
 
 
+def _fraction(k: Any) -> Any:
+  """`k` kept in (0, 1); small ones as they are, for they belong to points far out."""
+  info = jnp.finfo(k.dtype)
+  return jnp.clip(k, info.tiny, 1 - info.eps)
+
+
 def _positive(k: Any) -> Any:
   return jnp.maximum(k, jnp.finfo(k.dtype).tiny)
 
@@ -81,21 +87,37 @@ def _pow(params: dict[str, Any], slot: int) -> Elementwise:
     return (jnp.where(flat, 0, jnp.log(_positive(k / log)) / log),)
 
   if slot == 0:
-    return Elementwise(power, defined=real, roundings=512)
+    return Elementwise(power, defined=real, steep=lambda v, c: (v == 0) & (c < 1), roundings=512)
   return Elementwise(exponential, defined=lambda x, c: jnp.broadcast_to(c > 0, x.shape), roundings=512)
 
 
 # -------------------------------------------------------------------------- sigmoids and bells
+def _inverse_bell(k: Any) -> Any:
+  """Where 1 - tanh(x)**2 is k, for x >= 0."""
+  k = _fraction(k)
+  return jnp.log1p(jnp.sqrt(1 - k)) - jnp.log(k) / 2
+
+
+def _asinh(k: Any) -> Sequence[Any]:
+  k = _fraction(k)
+  return _both(jnp.sqrt((1 - k) * (1 + k)) / k)
+
+
+def _atan(k: Any) -> Sequence[Any]:
+  k = _fraction(k)
+  return _both(jnp.sqrt((1 - k) / k))
+
+
 def _tanh(k: Any) -> Sequence[Any]:
-  return _both(jnp.arctanh(jnp.sqrt(1 - _between(k, 0., 1.))))
+  return _both(_inverse_bell(k))
 
 
 def _logistic(k: Any) -> Sequence[Any]:
-  return _both(2 * jnp.arctanh(jnp.sqrt(1 - _between(4 * k, 0., 1.))))
+  return _both(2 * _inverse_bell(4 * k))
 
 
 def _logit(k: Any) -> Sequence[Any]:
-  k = _between(k, 0., 1.)
+  k = _fraction(k)
   return (jnp.log(k) - jnp.log1p(-k),)
 
 
@@ -104,7 +126,7 @@ _LOG2 = float(np.log(2))
 
 def _bell(k: Any) -> Any:
   """Where the slope 2 exp(-x**2) / sqrt(pi) of erf is k, for x >= 0."""
-  return jnp.sqrt(-jnp.log(_between(k * np.pi ** .5 / 2, 0., 1.)))
+  return jnp.sqrt(-jnp.log(_fraction(k * np.pi ** .5 / 2)))
 
 
 def _erf_inv(k: Any) -> Sequence[Any]:
@@ -224,21 +246,22 @@ TABLE: dict[Any, Row] = {
     P.log1p_p: Elementwise(lambda k: (1 / _positive(k) - 1,), trend=1, domain=(-1., np.inf)),
     P.sqrt_p: Elementwise(lambda k: (1 / (4 * _positive(k * k)),), trend=1, domain=(0., np.inf)),
     P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf)),
-    P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1),
+    P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1,
+                          steep=lambda v: v == 0),
     P.sin_p: Elementwise(_sine, stationary=(np.pi / 2, -np.pi / 2), period=2 * np.pi),
     P.cos_p: Elementwise(_cosine, stationary=(0., np.pi), period=2 * np.pi),
     P.tan_p: Elementwise(_tangent, stationary=(), pole=np.pi / 2, period=np.pi, roundings=64),
     P.sinh_p: Elementwise(lambda k: _both(jnp.arccosh(jnp.maximum(k, 1.))), trend=1, roundings=128),
     P.cosh_p: Elementwise(lambda k: (jnp.arcsinh(k),), stationary=(0.,), roundings=128),
-    P.asinh_p: Elementwise(lambda k: _both(jnp.sqrt(1 / _between(k, 0., 1.) ** 2 - 1)), trend=1),
+    P.asinh_p: Elementwise(_asinh, trend=1),
     P.acosh_p: Elementwise(lambda k: (jnp.sqrt(1 + 1 / _positive(k * k)),), trend=1, domain=(1., np.inf)),
     P.atanh_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.))), trend=1, domain=(-1., 1.)),
     P.asin_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.) ** 2)), trend=1, domain=(-1., 1.)),
     P.acos_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(-k, 1.) ** 2)), trend=-1, domain=(-1., 1.)),
-    P.atan_p: Elementwise(lambda k: _both(jnp.sqrt(1 / _between(k, 0., 1.) - 1)), trend=1),
+    P.atan_p: Elementwise(_atan, trend=1),
     P.erf_p: Elementwise(lambda k: _both(_bell(k)), trend=1),
     P.erfc_p: Elementwise(lambda k: _both(_bell(-k)), trend=-1, roundings=256),
-    P.erf_inv_p: Elementwise(_erf_inv, trend=1, domain=(-1., 1.), roundings=64),
+    P.erf_inv_p: Elementwise(_erf_inv, trend=1, domain=(-1., 1.), roundings=256),
     P.tanh_p: Elementwise(_tanh, trend=1),
     P.logistic_p: Elementwise(_logistic, trend=1),
     jax.nn.softplus: Elementwise(_logit, trend=1),
@@ -246,10 +269,10 @@ TABLE: dict[Any, Row] = {
     jax.nn.elu: Elementwise(_elu),
     jax.nn.celu: Elementwise(_celu, trend=1),
     jax.nn.silu: _gated(_silu_slope, -_SILU_BEND, _SILU_BEND, -1.278464542761074, 44.),
-    gelu_erf: _gated(_gelu_slope, -_GELU_BEND, _GELU_BEND, -.7517915246935646, 9., roundings=256),
+    gelu_erf: _gated(_gelu_slope, -_GELU_BEND, _GELU_BEND, -.7517915246935646, 9., cancellation=8.),
     gelu_tanh: _gated(_gelu_tanh_slope, -_TANH_BEND, _TANH_BEND, -.7524614220710163, 9., cancellation=16.),
     jax.nn.mish: _gated(_mish_slope, *_MISH_BENDS, -1.1924312145154952, 44., roundings=64),
-    jax.nn.soft_sign: Elementwise(lambda k: _both(_between(k, 0., 1.) ** -.5 - 1), trend=1, limits=(-1., 1.)),
+    jax.nn.soft_sign: Elementwise(lambda k: _both(_fraction(k) ** -.5 - 1), trend=1, limits=(-1., 1.)),
     jax.nn.hard_tanh: kinks(-1., 1., trend=1),
     jax.nn.hard_silu: Elementwise(_hard_silu, stationary=(-1.5, -3., 3.), limits=(0., np.inf), cancellation=8.),
     hyperbola: Elementwise(_hyperbola, trend=1, defined=lambda x, b: jnp.broadcast_to(b >= 0, x.shape),

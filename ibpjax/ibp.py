@@ -105,14 +105,14 @@ class Forward:
           env[v.id] = self._by_rows(v)
     operands = [env[v.id] for v in eqn.inputs]
     out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
-    env |= {v.id: jax.tree.map(lambda x, v=v: x.astype(v.dtype), x) for v, x in zip(eqn.outputs, out, strict=True)}
+    env |= {v.id: _kept(x, v, eqn) for v, x in zip(eqn.outputs, out, strict=True)}
 
   def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
     """The bounds of one equation, some of whose operands are Intervals."""
     if eqn.bodies:
       return loops.image(eqn, operands, self._run)
     if isinstance(eqn.key, Univariate):
-      return [eqn.key.image(operands, self._run)]
+      return [eqn.key.image(operands, self._run, rounding.unit(eqn) if self.round_outward else 0.)]
     if affine.is_affine(eqn, [is_set(x) for x in operands]):
       return affine.image(eqn, operands)
     out = nonlinear.image(eqn, operands)
@@ -144,9 +144,15 @@ class Forward:
                          tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
 
 
+def _kept(x: Any, v: Value, eqn: Equation) -> Any:
+  """The bounds of a value as they are kept: in its dtype, and honest where a step computed them."""
+  x = jax.tree.map(lambda a: a.astype(v.dtype), x)
+  return _honest(x) if is_set(x) and eqn.key not in affine.MOVES else x
+
+
 def _honest(x: Interval) -> Interval:
   """Ends that overflowed past their own side, or are NaN, say nothing: they become infinite."""
-  if x.dtype == jnp.bool_:
+  if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
   return Interval(jnp.where(x.lower < jnp.inf, x.lower, -jnp.inf), jnp.where(x.upper > -jnp.inf, x.upper, jnp.inf))
 

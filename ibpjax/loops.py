@@ -50,11 +50,20 @@ def repeat(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
                            'a known number of steps (lax.scan, lax.fori_loop) and jnp.where inside')
   known, args = list(operands[:skip]), _lift(operands[skip:], body.inputs, body)
 
+  def tested(carry):
+    return run(test, [*known, *carry])[0]
+
   def step(carry):
-    return _typed(_lift(run(body, [*args[:first], *carry]), body.inputs[first:], body), carry)
+    new = _typed(_lift(run(body, [*args[:first], *carry]), body.inputs[first:], body), carry)
+    going = tested(carry)
+    if going.ndim == 0:
+      return new
+    # Many loops in one, by vmap: each stops by itself.
+    return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(going, going.shape + (1,) * (a.ndim - going.ndim)), a, b),
+                        new, list(carry))
 
   def proceed(carry):
-    return run(test, [*known, *carry])[0]
+    return jnp.any(tested(carry))
 
   return lax.while_loop(proceed, step, args[first:])
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import reductions
+from ibpjax import integers, reductions
 from ibpjax.affine import CONTROL, INCREASING, centre_radius
 from ibpjax.composites import Composite
 from ibpjax.interval import Interval, as_interval, hull, is_set
@@ -150,6 +150,10 @@ def selection(eqn: Equation, operands: Sequence[Any]) -> Interval:
 def cast(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """A change of dtype. Rounding to nearest is monotone: the ends of the box bound the rounded values."""
   source, target = eqn.inputs[0].dtype, eqn.outputs[0].dtype
+  if target == jnp.bool_ and source != jnp.bool_:
+    return _not(_equal(operands[0], as_interval(jnp.zeros_like(operands[0].lower))))
+  if jnp.issubdtype(source, jnp.integer) and jnp.issubdtype(target, jnp.integer):
+    return integers.cast(operands[0], ends(eqn, operands)[0])
   if not jnp.issubdtype(source, jnp.floating) or jnp.issubdtype(target, jnp.floating):
     return ends(eqn, operands)[0]
   raise unsupported(eqn, f'turns perturbed {source} values into {target}: integers that depend on the input have no '
@@ -222,6 +226,9 @@ def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval] | None:
     return [eqn.key.image(operands, 0.)]
   perturbed = [is_set(x) for x in operands]
   _refuse(eqn, perturbed)
+  if any(is_set(x) and jnp.issubdtype(x.dtype, jnp.integer) for x in operands) and eqn.key not in (
+      P.convert_element_type_p, P.select_n_p, *_COMPARISONS):
+    return integers.image(eqn, operands)
   structural = (eqn.key in INCREASING and eqn.key not in (P.select_n_p, P.convert_element_type_p)
                 and not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating))
   if structural or (eqn.key in MONOTONE and (eqn.key not in (P.max_p, P.min_p) or all(perturbed))):

@@ -165,6 +165,7 @@ class _Squares:
   factor: float
   moves: tuple[Equation, ...]
   centred: bool
+  fast: bool = False  # computed as E[x**2] - E[x]**2
 
   def then(self, factor: float, moves: Sequence[Equation]) -> _Squares:
     """The same, scaled and moved on."""
@@ -188,7 +189,7 @@ def _squares(graph: Graph, v: Value, x: Value) -> _Squares | None:
     if not (groups.same_as(squares.groups) and _is_mean(factor, groups) and np.array_equal(
         follow(moves, groups.labels()[1]), follow(squares.moves, squares.groups.labels()[1]))):
       return None
-    return dataclasses.replace(squares.then(scale, last), centred=True)
+    return dataclasses.replace(squares.then(scale, last), centred=True, fast=True)
   if (found := graph.summed(v)) is None:
     return None
   summand, moves, axes, factor = found
@@ -226,7 +227,7 @@ def normalisation(graph: Graph, eqn: Equation) -> list[Equation] | None:
       squares, inner, outer = found
       if not squares.groups.returned_by(squares.moves) or (of_mean is not None and not of_mean.same_as(squares.groups)):
         continue
-      key = composites.Normalise(squares.groups, squares.centred, squares.factor, inner, outer)
+      key = composites.Normalise(squares.groups, squares.centred, squares.factor, inner, outer, squares.fast)
       steps = [graph.new(eqn.outputs[0]) for _ in scales] + [eqn.outputs[0]]
       made = [_equation(eqn, key, [x], steps[0])]
       for (scale_eqn, scale, moves), before, after in zip(scales, steps, steps[1:]):

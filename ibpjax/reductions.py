@@ -1,6 +1,7 @@
 """Interval rules for products along axes, sorts and scatters of perturbed values."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ibpjax.interval import Interval, as_interval, is_set
-from ibpjax.program import Equation, rebind
+from ibpjax.program import Equation, rebind, unsupported
 
 
 def ends(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
@@ -26,12 +27,16 @@ def times(a: Any, b: Any) -> Any:
 
 
 def corners(x: Interval, y: Interval) -> Interval:
-  """x * y for two boxes, exact."""
-  low = high = times(x.lower, y.lower)
-  for a, b in ((x.lower, y.upper), (x.upper, y.lower), (x.upper, y.upper)):
+  """x * y for two boxes, exact. A product that vanishes or overflows says so: the next one may be by its inverse."""
+  info = jnp.finfo(x.dtype)
+  lows, highs = [], []
+  for a, b in ((x.lower, y.lower), (x.lower, y.upper), (x.upper, y.lower), (x.upper, y.upper)):
     c = times(a, b)
-    low, high = jnp.minimum(low, c), jnp.maximum(high, c)
-  return Interval(low, high)
+    vanished = (c == 0) & (a != 0) & (b != 0)
+    positive = (a > 0) == (b > 0)
+    lows.append(jnp.where(c == jnp.inf, info.max, jnp.where(vanished & ~positive, -info.tiny, c)))
+    highs.append(jnp.where(c == -jnp.inf, info.min, jnp.where(vanished & positive, info.tiny, c)))
+  return Interval(functools.reduce(jnp.minimum, lows), functools.reduce(jnp.maximum, highs))
 
 
 def reduce_prod(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
@@ -92,6 +97,8 @@ def scatter(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
   """Overwriting at known positions. Where a position is written twice, either write may be the one that stays."""
   x, indices, updates = operands
   x, updates = as_interval(x), as_interval(updates)
+  if eqn.params['update_jaxpr'] is not None:  # x.at[i].apply(f)
+    raise unsupported(eqn, 'applies a function where it writes. Write x.at[i].set(f(x[i])) instead')
   depth = len(eqn.params['dimension_numbers'].scatter_dims_to_operand_dims)
   if eqn.params['unique_indices'] or indices.size <= depth:
     return ends(eqn, operands)
@@ -107,8 +114,14 @@ def scatter_mul(eqn: Equation, operands: Sequence[Any]) -> list[Interval] | None
   x, indices, updates = operands
   if is_set(updates):
     return None
-  factor = _scattered(lax.scatter_mul, eqn, jnp.ones(x.shape, x.dtype), indices, updates)
-  return [corners(x, as_interval(factor))]
+  def product(scatter, updates):
+    return _scattered(scatter, eqn, jnp.ones(x.shape, x.dtype), indices, updates)
+  factor, info = product(lax.scatter_mul, updates), jnp.finfo(x.dtype)
+  vanished = (factor == 0) & (product(lax.scatter_min, jnp.abs(updates)) > 0)
+  unknown = ~jnp.isfinite(factor)  # an overflow, perhaps of factors whose product is moderate
+  factor = Interval(jnp.where(unknown, -jnp.inf, jnp.where(vanished, -info.tiny, factor)),
+                    jnp.where(unknown, jnp.inf, jnp.where(vanished, info.tiny, factor)))
+  return [corners(x, factor)]
 
 
 def scatter_sub(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:

@@ -76,11 +76,11 @@ def roundings(eqn: Equation) -> tuple[int, int]:
   return 1, 1
 
 
-def _wider(x: Any, relative: float) -> Any:
-  """An interval with its ends rounded outward, each by `relative` times itself."""
+def _wider(x: Any, relative: float, vanished: Any = 1) -> Any:
+  """An interval with its ends rounded outward, each by `relative` times itself, and by results too small to be kept."""
   if not isinstance(x, Interval):
     return x
-  tiny = jnp.finfo(x.dtype).tiny
+  tiny = vanished * jnp.finfo(x.dtype).tiny
   return Interval(x.lower - relative * jnp.abs(x.lower) - tiny, x.upper + relative * jnp.abs(x.upper) + tiny)
 
 
@@ -108,20 +108,21 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
       operands = [as_interval(x) if jnp.issubdtype(v.dtype, jnp.floating) else x for x, v in zip(operands, eqn.inputs)]
     # |W| (r + 4 (gamma_n + u) |x|) covers the sums of the function, of the centre and of the radius.
     operands = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
-    return [_wider(x, 4 * u) for x in step(eqn, operands)]
+    return [_wider(x, 4 * u, terms + 1) for x in step(eqn, operands)]
   if eqn.key in _EXACT:
     return step(eqn, operands)
   if isinstance(eqn.key, Composite):
     return [eqn.key.image(operands, u)]
-  relative, absolute = 16., 0.
+  relative, absolute, vanished = 16., 0., jnp.ones(())
   slots = [i for i, x in enumerate(operands) if isinstance(x, Interval)]
   if len(slots) == 1 and (rule := row(eqn, slots[0])) is not None:
     relative, absolute = rule.roundings, rule.cancellation
+    vanished = 4 * (1 + jnp.minimum(magnitude(operands[slots[0]]), 1024))  # x times what vanished
   elif eqn.key in _PRODUCTS:
     relative = 4. * reductions.count(eqn) + 16
   elif eqn.key is P.cumlogsumexp_p:
     absolute = 4. * reductions.count(eqn) + 16
-  out = [_wider(x, relative * u) for x in step(eqn, operands)]
+  out = [_wider(x, relative * u, vanished) for x in step(eqn, operands)]
   if not absolute:
     return out
   slack = absolute * u * (1 + magnitude(operands[slots[0]]))
@@ -177,4 +178,4 @@ def allowance(program: Program, env: dict[int, Any], value: Value) -> Any:
     u = max(u, unit(eqn))
     produced |= zip((v.id for v in eqn.outputs), _magnitudes(eqn, operands), strict=True)
   total = produced[value.id] if value.id in produced else magnitude(env[value.id])
-  return 4 * gamma(count, u) * total + jnp.finfo(value.dtype).tiny
+  return 4 * gamma(count, u) * total + count * jnp.finfo(value.dtype).tiny

@@ -32,11 +32,13 @@ class Elementwise:
     trend: +1 if f increases and -1 if it decreases for ALL values of its known operands, else 0;
       a shortcut to the range, never needed.
     stationary: the critical points of slope 0, where numbers are at hand and `critical` is work.
-    domain: (least, greatest) real argument. A box that leaves it has the range (-inf, inf).
+    domain: (least, greatest) real argument. A box that leaves it has the range (-inf, inf). At finite ends the
+      derivative is infinite.
     pole: a point that no box may hold: there the range is (-inf, inf).
     defined: (box, *known) -> where f is defined on the whole of a box, if that depends on more.
     period: f repeats, and critical points and poles with it. A box may hold many of them.
     limits: f(-inf) and f(inf), where the code of f makes NaN of them.
+    steep: (points, *known) -> where else the derivative is infinite. There bounds take it for 0.
     critical_is_trained: whether points carry gradients to the known operands they come from.
       At a smooth stationary point f(x) - k x does not change to first order, so nothing is lost.
     roundings: relative error of f as it is computed, in units of roundoff; certificates widen by it.
@@ -50,6 +52,7 @@ class Elementwise:
   defined: Callable[..., Any] | None = None
   period: float | None = None
   limits: tuple[float, float] | None = None
+  steep: Callable[..., Any] | None = None
   critical_is_trained: bool = False
   roundings: float = 16.
   cancellation: float = 0.
@@ -63,15 +66,20 @@ class Elementwise:
       bounded = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
       x = Interval(jnp.where(bounded, x.lower, -self.period), jnp.where(bounded, x.upper, self.period))
     x, restore = self.inside(x, known)
-    fn = self._extended(fn)
+    fn = self._tamed(self._extended(fn), known)
     if k is None and self.trend:
       lower, upper = fn(x.lower), fn(x.upper)
       return restore(Interval(lower, upper) if self.trend > 0 else Interval(upper, lower))
     out = extremes(fn if k is None else lambda v: fn(v) - k * v, x, self._points(x, known, k))
     if self.period is not None:  # points far from 0 are computed less exactly; f is smooth there
       steep = 1 if k is None else 1 + jnp.abs(k)
-      missed = (4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) * steep) ** 2
+      off = 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+      missed = (jnp.minimum(off, x.width) * steep) ** 2
       out = Interval(out.lower - missed, out.upper + missed)
+      if k is None and self.stationary:
+        values = [fn(jnp.asarray(p, x.dtype)) for p in self.stationary]
+        out = Interval(jnp.maximum(out.lower, functools.reduce(jnp.minimum, values)),
+                       jnp.minimum(out.upper, functools.reduce(jnp.maximum, values)))
     return restore(out)
 
   def _points(self, x: Interval, known: Sequence[Any], k: Any) -> Sequence[Any]:
@@ -94,6 +102,17 @@ class Elementwise:
       return fn
     low, high = self.limits
     return lambda v: jnp.where(jnp.isfinite(v), fn(jnp.where(jnp.isfinite(v), v, 1)), jnp.where(v > 0, high, low))
+
+  def _tamed(self, fn: Function, known: Sequence[Any]) -> Function:
+    """`fn` with finite derivatives."""
+    ends, steep, point = [p for p in self.domain if np.isfinite(p)], self.steep, self._harmless()
+    if not ends and steep is None:
+      return fn
+
+    def tamed(v):
+      at = functools.reduce(jnp.logical_or, [v == p for p in ends] + ([] if steep is None else [steep(v, *known)]))
+      return jnp.where(at, lax.stop_gradient(fn(v)), fn(jnp.where(at, point, v)))
+    return tamed
 
   def _valid(self, x: Interval, known: Sequence[Any]) -> Any:
     """Where f is defined on the whole of a box; plain True if it is defined everywhere."""

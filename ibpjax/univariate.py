@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import affine
+from ibpjax.elementwise import elementwise_call_p
 from ibpjax.functions import COMPOSED, TABLE
 from ibpjax.graph import Graph
 from ibpjax.interval import Interval
@@ -42,7 +43,7 @@ class Univariate:
   function is continuous by construction, by its slope too: from both ends of a piece with slopes
   in [d, e], f stays above max(f(a) + d (x - a), f(b) - e (b - x)), and below likewise. The error
   falls with the square of the width of a piece (Neumaier, Interval Methods for Systems of
-  Equations, 1990, section 2.4).
+  Equations, 1990, section 2.4). Gradients of bounds take the slopes for constants.
 
   Attributes:
     body: the program, its first input the value.
@@ -59,7 +60,8 @@ class Univariate:
   def __call__(self, x: Any, *known: Any) -> Any:
     return evaluate(self.body, [x, *known])[0]
 
-  def image(self, operands: Sequence[Any], bounds: Callable[[Program, Sequence[Any]], list[Any]]) -> Interval:
+  def image(self, operands: Sequence[Any], bounds: Callable[[Program, Sequence[Any]], list[Any]],
+            u: float) -> Interval:
     """Bounds on a box; `bounds` computes those of a program by interval arithmetic."""
     x, *known = operands
 
@@ -79,21 +81,25 @@ class Univariate:
       for test in run(self.tests, grid[:-1], grid[1:]):
         certain = test.lower == test.upper
         slope = Interval(jnp.where(certain, slope.lower, -jnp.inf), jnp.where(certain, slope.upper, jnp.inf))
-      by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], slope)
+      by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], lax.stop_gradient(slope), u)
       pieces = Interval(jnp.fmax(pieces.lower, by_slope.lower), jnp.fmin(pieces.upper, by_slope.upper))
     refined = Interval(pieces.lower.min(0), pieces.upper.max(0))
     return Interval(jnp.where(bounded, jnp.fmax(refined.lower, whole.lower), whole.lower),
                     jnp.where(bounded, jnp.fmin(refined.upper, whole.upper), whole.upper))
 
 
-def _between(left: Interval, right: Interval, width: Any, slope: Interval) -> Interval:
+def _between(left: Interval, right: Interval, width: Any, slope: Interval, u: float) -> Interval:
   """The range over a piece, from the values at its ends and an enclosure of the slope."""
+  tiny = 4 * float(jnp.finfo(width.dtype).tiny)
+
   def least(a, b, d, e):
     usable = jnp.isfinite(d) & jnp.isfinite(e)
     d, e = jnp.where(usable, d, -1), jnp.where(usable, e, 1)
     bends = (d < 0) & (e > 0)
     gap = jnp.where(bends, e - d, 1)
-    inside = (a * e - b * d + width * d * e) / gap
+    right = -d / gap
+    inside = a * (e / gap) + b * right - width * right * e
+    inside -= 8 * u * (jnp.abs(a) + jnp.abs(b) + width * e) + (u and tiny)
     return jnp.where(usable, jnp.where(bends, jnp.minimum(inside, jnp.minimum(a, b)), jnp.minimum(a, b)), -jnp.inf)
   return Interval(least(left.lower, right.lower, slope.lower, slope.upper),
                   -least(-left.upper, -right.upper, -slope.upper, -slope.lower))
@@ -163,7 +169,7 @@ def _between_values(graph: Graph, last: Equation, x: Value) -> list[Equation]:
 
 def _slope(body: Program) -> Program | None:
   """The program of the derivative in the first input, if the body is continuous by construction between branches."""
-  if any(e.key in _JUMPING for e in body.equations):
+  if any(e.key in _JUMPING or _has_own_derivative(e) for e in body.equations):
     return None
   x, *known = [jnp.zeros(v.shape, v.dtype) for v in body.inputs]
 
@@ -175,6 +181,14 @@ def _slope(body: Program) -> Program | None:
   simple = all(e.key in _ELEMENTWISE | {P.convert_element_type_p, P.stop_gradient_p} or not any(
       v.id in program.perturbed for v in e.inputs) for e in program.equations)
   return program if simple else None
+
+
+def _has_own_derivative(eqn: Equation) -> bool:
+  """Whether a registered function may have another derivative than that of its values: a custom or a stopped one."""
+  if eqn.key is not elementwise_call_p:
+    return False
+  code = str(jax.make_jaxpr(eqn.params['fn'])(*(jnp.zeros(v.shape, v.dtype) for v in eqn.inputs)))
+  return any(name in code for name in ('custom_jvp', 'custom_vjp', 'stop_gradient'))
 
 
 _TRENDS = {P.add_p: (1, 1), P.sub_p: (1, -1), P.neg_p: (-1,), P.max_p: (1, 1), P.min_p: (1, 1), P.copy_p: (1,)}
@@ -248,10 +262,14 @@ def _match(fn: Callable, dtype: str, graph: Graph, out: Value, x: Value) -> list
   def value(t: Value, v: Value) -> bool:
     if not template.perturbed(t):
       return known(t, v)
-    t, v = template.plain(t), graph.plain(v)
+    t = template.plain(t)
+    a, b = template.maker.get(t.id), graph.maker.get(v.id)
+    if v.id != x.id and a is not None and b is not None and a.key is b.key and same(a, b):
+      return True  # before anything is seen through: an addition of 0 may be one that the template makes
+    v = graph.plain(v)
     if t.id == first.id or v.id == x.id:
       return t.id == first.id and v.id == x.id
-    a, b = template.maker.get(t.id), graph.maker.get(v.id)
+    b = graph.maker.get(v.id)
     return graph.perturbed(v) and a is not None and b is not None and same(a, b)
 
   return [bound[w.id] for w in wild] if value(template.program.outputs[0], out) else None

@@ -44,13 +44,36 @@ NETS = {
     'scatter': lambda x: (jnp.full(1, 1e8, x.dtype).at[jnp.zeros(64, int)].add(x)) - 1e8,
     'scan': lambda x: lax.scan(lambda c, _: (jnp.tanh(B(x) @ c), c.sum()), x, length=5)[1],
     'smooth': lambda x: jax.nn.softplus(3 * x) * jax.nn.sigmoid(x) - jnp.log1p(jnp.square(x)) / (1 + jnp.exp(x)),
-    'power': lambda x: lax.integer_pow(x, 31),
+    'integer power': lambda x: lax.integer_pow(x, 31),
     'jacobian': jax.grad(lambda x: (C(x) @ jax.nn.relu(B(x) @ x)).sum()),
     'pooled': lambda x: lax.reduce_window(x.reshape(1, 8, 8, 1), 0., lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME') / 9,
+    'softmax': lambda x: jax.nn.softmax(B(x) @ x),
+    'sharp softmax': lambda x: jax.nn.softmax((A(x) @ x).reshape(10, 20), axis=1),
+    'log_softmax': lambda x: jax.nn.log_softmax((A(x) @ x).reshape(10, 20), axis=0),
+    'logsumexp': lambda x: jax.nn.logsumexp((A(x) @ x).reshape(10, 20), axis=1),
+    'layer norm': lambda x: jax.nn.standardize((B(x) @ x).reshape(8, 8)),
+    'layer norm of a large mean': lambda x: jax.nn.standardize(x.reshape(8, 8) + 100.),
+    'layer norm of two': lambda x: jax.nn.standardize(x.reshape(32, 2), epsilon=1e-12),
+    'rms': lambda x: x * lax.rsqrt(jnp.mean(jnp.square(x)) + 1e-6),
+    'x / norm': lambda x: x / jnp.linalg.norm(x),
+    'attention': lambda x: jax.nn.softmax((B(x) @ x).reshape(8, 8), axis=1) @ x.reshape(8, 8),
+    'attention in bfloat16': lambda x: (jax.nn.softmax((B(x) @ x).reshape(8, 8), axis=1).astype(jnp.bfloat16)
+                                        @ x.reshape(8, 8).astype(jnp.bfloat16)).astype(x.dtype),
+    'blend': lambda x: (1 - jax.nn.sigmoid(x)) * (B(x) @ x) + jax.nn.sigmoid(x) * x,
+    'of one value': lambda x: x * jnp.exp(-x * x) + jnp.sin(x) * x,
+    'gates': lambda x: jax.nn.silu(x) * jax.nn.gelu(B(x) @ x) - jax.nn.mish(x),
+    'products': lambda x: jnp.prod(x.reshape(8, 8), axis=1) + lax.cumprod(x.reshape(8, 8), axis=1)[:, 3],
+    'power': lambda x: (2 + jnp.sin(x)) ** jnp.cos(B(x) @ x),
+    'sorted': lambda x: jnp.cumsum(jnp.sort(x)),
+    'variance': lambda x: jnp.var(x.reshape(8, 8) + 10, axis=1),
     'convolution': lambda x: lax.conv_general_dilated(
         x.reshape(1, 8, 8, 1), B(x)[:5].reshape(5, 8, 1, 8), (1, 1), 'SAME',
         dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
 }
+
+
+# Here rounding itself is as large as the box.
+PRICED = {'scatter', 'cancellation', 'layer norm of a large mean', 'layer norm of two', 'attention in bfloat16'}
 
 
 @pytest.mark.parametrize('radius', [0., 1e-7, 1e-2])
@@ -62,8 +85,8 @@ def test_single_and_double_precision_values_lie_inside(name, elide, radius):
   count, bound = violations(NETS[name], box, elide=elide)
   assert count == 0
   plain = ibp(NETS[name], elide=elide)(box)
-  if radius == 1e-2 and name not in ('scatter', 'cancellation'):  # and the price is small
-    assert float(bound.width.sum()) < 1.1 * float(plain.width.sum())
+  if radius == 1e-2 and name not in PRICED:
+    assert float(bound.width.sum()) < 1.1 * float(plain.width.sum())  # the price is small
 
 
 def test_without_outward_rounding_degenerate_boxes_do_leave_their_bounds():
@@ -88,6 +111,10 @@ def test_elementwise_rows_are_as_accurate_as_they_say(name):
     assert np.all((v >= np.asarray(bound.lower, np.float64)) & (v <= np.asarray(bound.upper, np.float64)))
 
 
+def like(c, x):
+  return jnp.full_like(x, c)
+
+
 RANGES = {
     'exp': (jnp.exp, -80, 80), 'exp2': (jnp.exp2, -120, 120), 'expm1': (jnp.expm1, -80, 80),
     'log': (jnp.log, 1e-30, 1e30), 'log near 1': (jnp.log, .9, 1.1), 'log1p': (jnp.log1p, -.99999, 1e30),
@@ -99,12 +126,27 @@ RANGES = {
     'tanh': (jnp.tanh, -20, 20),
     'sigmoid': (jax.nn.sigmoid, -80, 80), 'softplus': (jax.nn.softplus, -80, 80),
     'cube': (lambda x: lax.integer_pow(x, 3), -1e5, 1e5),
+    'sin': (jnp.sin, -10, 10), 'sin far from 0': (jnp.sin, -1e5, 1e5), 'cos': (jnp.cos, -1e5, 1e5),
+    'tan': (jnp.tan, -1.57, 1.57), 'tan far from 0': (jnp.tan, -100, 100),
+    'erf_inv': (lax.erf_inv, -.9999999, .9999999),
+    'x ** .5': (lambda x: x ** like(.5, x), 1e-30, 1e30), 'x ** 2.7': (lambda x: x ** like(2.7, x), 1e-10, 1e10),
+    'x ** -3.3': (lambda x: x ** like(-3.3, x), 1e-8, 1e8), 'x ** 20': (lambda x: lax.pow(x, like(20., x)), .03, 50),
+    '2.5 ** x': (lambda x: like(2.5, x) ** x, -80, 80), '.3 ** x': (lambda x: like(.3, x) ** x, -60, 60),
+    'silu': (jax.nn.silu, -80, 80), 'mish': (jax.nn.mish, -80, 80), 'elu': (jax.nn.elu, -80, 80),
+    'celu': (jax.nn.celu, -80, 80), 'selu': (jax.nn.selu, -80, 80), 'soft_sign': (jax.nn.soft_sign, -1e10, 1e10),
+    'log_sigmoid': (jax.nn.log_sigmoid, -80, 80), 'leaky_relu': (jax.nn.leaky_relu, -80, 80),
+}
+# Functions that cancel in their tails: there the error is small beside their argument, not beside their value.
+CANCELLING = {
+    'gelu': (jax.nn.gelu, -80, 80), 'gelu, exact': (lambda x: jax.nn.gelu(x, approximate=False), -80, 80),
+    'squareplus': (jax.nn.squareplus, -1e5, 1e5), 'sparse_plus': (jax.nn.sparse_plus, -10, 10),
+    'hard_silu': (jax.nn.hard_silu, -80, 80), 'hard_sigmoid': (jax.nn.hard_sigmoid, -80, 80),
 }
 
 
-@pytest.mark.parametrize('name', RANGES)
+@pytest.mark.parametrize('name', [*RANGES, *CANCELLING])
 def test_functions_are_as_accurate_as_their_rows_say_over_their_whole_range(name):
-  f, least, greatest = RANGES[name]
+  f, least, greatest = (RANGES | CANCELLING)[name]
   spread = np.exp(RNG.uniform(-30, np.log(max(-least, greatest)), 50_000)) * RNG.choice([-1, 1], 50_000)
   x = np.float32(np.concatenate([RNG.uniform(least, greatest, 50_000), spread]))
   x = jnp.asarray(x[(x >= least) & (x <= greatest)])
@@ -113,7 +155,12 @@ def test_functions_are_as_accurate_as_their_rows_say_over_their_whole_range(name
     exact = np.asarray(f(jnp.asarray(x, jnp.float64)))
   lower, upper = np.asarray(bound.lower, np.float64), np.asarray(bound.upper, np.float64)
   assert np.all((exact >= lower) & (exact <= upper))
-  assert np.all(upper - lower <= 2e-4 * np.abs(exact) + 1e-37)
+  single = np.asarray(jax.jit(f)(x), np.float64)
+  assert np.all((single >= lower) & (single <= upper))
+  allowed = 2e-4 * np.abs(exact) + 1e-37 + (2e-6 * (1 + np.abs(x)) if name in CANCELLING else 0)
+  near_pole = ~np.isfinite(upper - lower)
+  assert near_pole.mean() < 1e-3
+  assert np.all(near_pole | (upper - lower <= allowed))
 
 
 @pytest.mark.parametrize('p', [1., 2., 5.])

@@ -1,0 +1,150 @@
+"""What overflows, vanishes, wraps around or has an infinite derivative: bounds stay true, gradients finite."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import holds
+from jax import lax
+
+from ibpjax import Elementwise, Interval, elementwise, ibp
+from ibpjax.functions import TABLE
+
+
+def box(low, high):
+  return Interval(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))
+
+
+def overflowed(x):
+  """0, which float32 loses on the way: exp(90) is inf there."""
+  return jnp.exp(x) - jnp.exp(x)
+
+
+# Each as (function, argument, its value in exact arithmetic).
+POINTS = {
+    'product': (jnp.prod, [1e20, 1e-20, 1e20, 1e-20, 1.], 1.),
+    'cumulative product': (lax.cumprod, [1e30, 1e30, 1e-30, 1e-30, 1e-30, 1.], [1e30, 1e60, 1e30, 1, 1e-30, 1e-30]),
+    'scattered product': (lambda x: x.at[jnp.array([0, 0])].multiply(jnp.full(2, 1e-30)), [1e30], [1e-30]),
+    'silu': (lambda x: jax.nn.silu(overflowed(x) + 5), [90.], [5 / (1 + np.exp(-5))]),
+    'soft_sign': (lambda x: jax.nn.soft_sign(overflowed(x) + 5), [90.], [5 / 6]),
+    'sort': (lambda x: jnp.sort(jnp.concatenate([overflowed(x), jnp.ones(1)])), [90.], [0, 1]),
+    'top k': (lambda x: lax.top_k(jnp.concatenate([overflowed(x), jnp.ones(1)]), 2)[0], [90.], [1, 0]),
+    'log of exp': (lambda x: jnp.minimum(jnp.log(jnp.exp(x)), 100), [90.], [90]),
+    'reciprocal': (lambda x: 1 / jax.nn.squareplus(x), [-1e20], [1e20]),
+    'sum that leaves the range': (lambda x: jnp.minimum((x + x) / 4, 1e38), [3e38], [1e38]),
+}
+
+
+@pytest.mark.parametrize('outward', [False, True])
+@pytest.mark.parametrize('name', POINTS)
+def test_exact_values_lie_inside_where_float32_has_lost_them(name, outward):
+  f, x, exact = POINTS[name]
+  bound = ibp(f, round_outward=outward)(box(x, x))
+  assert holds(bound, np.asarray(exact, np.float64)[None], 1e-5)
+
+
+# Each as (function of numbers, box, values that it takes there).
+COUNTS = {
+    'cast that wraps': (lambda x: ((x > 0).astype(jnp.int32) * 200).astype(jnp.int8), [0, -56]),
+    'sum that wraps': (lambda x: (x > 0).astype(jnp.int8) * 127 + jnp.int8(1), [1, -128]),
+    'count that wraps': (lambda x: jnp.tile(x > 0, 256).sum(dtype=jnp.uint8), [0, 0, 255]),
+    'product that wraps': (lambda x: (x > 0).astype(jnp.int32) * 2 ** 30 * 4, [0, 0]),
+    'difference': (lambda x: 3 - (x > 0).astype(jnp.int32), [3, 2]),
+    'negative': (lambda x: -(x > 0).astype(jnp.int32), [0, -1]),
+    'running count': (lambda x: jnp.cumsum(jnp.tile(x > 0, 3).astype(jnp.int32))[2:], [0, 3]),
+}
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_integers(name):
+  f, reached = COUNTS[name]
+  bound = ibp(lambda x: f(x).astype(jnp.float32))(box([-1.], [1.]))
+  assert holds(bound, np.asarray(reached, np.float64)[:, None])
+  if 'wraps' not in name:
+    assert (float(bound.lower.squeeze()), float(bound.upper.squeeze())) == (min(reached), max(reached))
+
+
+def test_a_number_as_a_boolean():
+  bound = ibp(lambda x: jax.nn.relu(x).astype(bool))(box([-1., 1., -2.], [1., 2., -1.]))
+  assert bound.lower.tolist() == [False, True, False]
+  assert bound.upper.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(('f', 'message'), [
+    (lambda x: x.at[0].apply(jnp.square), r'Write x.at\[i\].set'),
+    (lambda x: lax.div((x > 0).astype(jnp.int32), jnp.ones(2, jnp.int32)).astype(x.dtype), 'Cast them to floats'),
+    (lambda x: (jnp.uint8(3) - (x > 0).astype(jnp.uint8)).astype(x.dtype), 'Use signed integers')])
+def test_what_has_no_bounds_says_what_to_write(f, message):
+  with pytest.raises(NotImplementedError, match=message):
+    ibp(f)(box([-1., 0.], [1., 2.]))
+
+
+def test_small_slopes_do_not_vanish():
+  f = lambda x: (1e-20 * x) * jnp.tanh(x) - (1e-20 * x) * .1
+  bound = ibp(f, round_outward=True)(box([0.], [.3]))
+  assert float(bound.lower[0]) <= float(f(jnp.linspace(0, .3, 3001)).min())
+  assert float(bound.lower[0]) > -2.8e-23
+
+
+def test_products_that_vanish_add_up():
+  x = np.full(200, 1e-20)
+  bound = ibp(lambda x: jnp.full((1, 200), 1e-19, x.dtype) @ x, round_outward=True)(box(x, x))
+  assert float(bound.upper[0]) >= 200 * 1e-39
+  for f, at in ((jax.nn.silu, -88.), (jax.nn.mish, -88.), (lambda x: jax.nn.gelu(x, approximate=False), -13.04)):
+    bound = ibp(f, round_outward=True)(box([at], [at]))
+    with jax.enable_x64(True):
+      exact = float(f(jnp.asarray(at)))
+    assert float(bound.lower[0]) <= exact <= float(bound.upper[0])
+
+
+def test_a_derivative_that_the_user_wrote_is_not_a_slope():
+  @jax.custom_jvp
+  def flat(x):
+    return jnp.tanh(4 * x)
+  flat.defjvp(lambda primals, tangents: (flat(*primals), 0 * tangents[0]))
+  for fn in (lambda x: flat(x), lambda x: jnp.tanh(4 * lax.stop_gradient(x))):
+    g = elementwise(Elementwise(lambda k: (), trend=1))(fn)
+    f = lambda x, g=g: g(x) * (1.2 - x)
+    assert float(ibp(f)(box([0.], [1.])).upper[0]) >= float(f(jnp.linspace(0, 1, 10_001)).max())
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize(('primitive', 'f'), [('asinh', jnp.arcsinh), ('atan', jnp.arctan), ('tanh', jnp.tanh),
+                                              (jax.nn.soft_sign, jax.nn.soft_sign)])
+def test_flat_lines_far_out(primitive, f):
+  row = next(row for key, row in TABLE.items() if key is primitive or str(key) == primitive)
+  x = Interval(jnp.asarray([1e4]), jnp.asarray([1e15]))
+  for k in (1e-9, 1e-15, 1e-18, 1e-25):
+    found = row.range(f, x, [], jnp.asarray([k]))
+    points = jnp.exp(jnp.linspace(np.log(1e4), np.log(1e15), 4001))
+    values = f(points) - k * points
+    assert float(values.max()) <= float(found.upper[0]) + 1e-14
+    assert float(values.min()) >= float(found.lower[0]) - 1e-14
+
+
+@pytest.mark.parametrize(('f', 'low', 'high'), [
+    (lambda x: jnp.sqrt(jnp.abs(x)), [-.5], [1.]), (lambda x: jnp.abs(x) ** .5, [-.5], [1.]),
+    (jnp.std, [-.5, -.2], [1., 1.]), (lambda x: x * jnp.cbrt(x), [-.25], [.03]),
+    (lambda x: x - jnp.sqrt(x * x), [-.5], [1.]), (lambda x: x * jnp.sqrt(1 + x), [-1.], [.5]),
+    (lambda x: lax.pow(x, jnp.zeros(1)), [-1.], [1.]), (lambda x: x ** .5, [0.], [0.]),
+    (lambda x: x * jnp.arcsin(x), [0.], [1.]), (jnp.arccosh, [1.], [2.]), (jnp.linalg.norm, [0., 0.], [0., 1.])])
+def test_gradients_of_bounds_are_finite(f, low, high):
+  width = lambda box: ibp(f)(box).width.sum()
+  for gradient in (jax.grad(width)(box(low, high)), jax.jacfwd(width)(box(low, high))):
+    assert np.all(np.isfinite(gradient.lower))
+    assert np.all(np.isfinite(gradient.upper))
+
+
+def test_loops_that_vmap_joined_stop_each_by_itself():
+  def one(n, a):
+    return lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * .5 + 1), (0, a))[1]
+  f = lambda x: jax.vmap(one)(jnp.arange(6), x)
+  bound = ibp(f)(box(np.zeros(6), np.ones(6)))
+  np.testing.assert_allclose(bound.lower, f(jnp.zeros(6)))
+  np.testing.assert_allclose(bound.upper, f(jnp.ones(6)))
+
+
+@pytest.mark.parametrize('f', [jnp.sin, jnp.cos])
+@pytest.mark.parametrize('centre', [1e3, 1e6, 1e7])
+def test_waves_stay_between_their_crests(f, centre):
+  bound = ibp(f)(box([centre], [centre + 8]))
+  assert (float(bound.lower[0]), float(bound.upper[0])) == (-1, 1)
