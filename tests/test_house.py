@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import primitives
+
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = [{'_version', 'interval'}, {'program', 'lines', 'margins', 'rule'}, {'affine', 'functions', 'graph'},
@@ -50,6 +52,10 @@ def test_the_code_in_the_readme_runs():
   script = '\n'.join(blocks)
   done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT, timeout=300)
   assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_primitives_is_what_the_code_says():
+  assert primitives.PATH.read_text() == primitives.page(), 'run `python -m experiments.primitives`'
 
 
 def test_the_commands_in_the_readme_exist():
