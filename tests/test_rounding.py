@@ -16,17 +16,16 @@ from ibpjax.rounding import gamma
 RNG = np.random.default_rng(0)
 
 
-def violations(f, box, count=200, **kwargs):
-  """How many sampled values, computed in float32 and in float64, leave the bounds computed in float32."""
-  bound = jax.jit(ibp(f, round_outward=True, **kwargs))(box)
+def violations(f, bound, box, count=200):
+  """How many sampled values, computed in float32 and in float64 by `f`, leave the bounds computed in float32."""
   t = RNG.choice([0., 1., .5, .3], (count, *box.shape))
   points = np.float32(np.asarray(box.lower) + (np.asarray(box.upper) - np.asarray(box.lower)) * t)
   points = np.clip(points, box.lower, box.upper)
-  single = np.asarray(jax.vmap(f)(jnp.asarray(points)), np.float64)
+  single = np.asarray(f(jnp.asarray(points)), np.float64)
   with jax.enable_x64(True):
-    double = np.asarray(jax.vmap(f)(jnp.asarray(points, jnp.float64)))
+    double = np.asarray(f(jnp.asarray(points, jnp.float64)))
   lower, upper = np.asarray(bound.lower, np.float64), np.asarray(bound.upper, np.float64)
-  return sum(int(np.sum((v < lower) | (v > upper))) for v in (single, double)), bound
+  return sum(int(np.sum((v < lower) | (v > upper))) for v in (single, double))
 
 
 def weights(*shape, scale=1.):
@@ -76,17 +75,18 @@ NETS = {
 PRICED = {'scatter', 'cancellation', 'layer norm of a large mean', 'layer norm of two', 'attention in bfloat16'}
 
 
-@pytest.mark.parametrize('radius', [0., 1e-7, 1e-2])
 @pytest.mark.parametrize('elide', [False, True])
 @pytest.mark.parametrize('name', NETS)
-def test_single_and_double_precision_values_lie_inside(name, elide, radius):
-  x = np.float32(RNG.normal(size=64))
-  box = Interval(jnp.asarray(x - np.float32(radius)), jnp.asarray(x + np.float32(radius)))
-  count, bound = violations(NETS[name], box, elide=elide)
-  assert count == 0
-  plain = ibp(NETS[name], elide=elide)(box)
-  if radius == 1e-2 and name not in PRICED:
-    assert float(bound.width.sum()) < 1.1 * float(plain.width.sum())  # the price is small
+def test_single_and_double_precision_values_lie_inside(name, elide):
+  f = jax.jit(jax.vmap(NETS[name]))
+  outward, plain = (jax.jit(ibp(NETS[name], elide=elide, round_outward=r)) for r in (True, False))
+  for radius in (0., 1e-7, 1e-2):
+    x = np.float32(RNG.normal(size=64))
+    box = Interval(jnp.asarray(x - np.float32(radius)), jnp.asarray(x + np.float32(radius)))
+    bound = outward(box)
+    assert violations(f, bound, box) == 0
+  if name not in PRICED:
+    assert float(bound.width.sum()) < 1.1 * float(plain(box).width.sum())  # the price is small
 
 
 def test_without_outward_rounding_degenerate_boxes_do_leave_their_bounds():
@@ -157,7 +157,7 @@ def test_functions_are_as_accurate_as_their_rows_say_over_their_whole_range(name
   assert np.all((exact >= lower) & (exact <= upper))
   single = np.asarray(jax.jit(f)(x), np.float64)
   assert np.all((single >= lower) & (single <= upper))
-  allowed = 2e-4 * np.abs(exact) + 1e-37 + (2e-6 * (1 + np.abs(x)) if name in CANCELLING else 0)
+  allowed = 2e-4 * np.abs(exact) + 1e-34 + (2e-6 * (1 + np.abs(x)) if name in CANCELLING else 0)
   near_pole = ~np.isfinite(upper - lower)
   assert near_pole.mean() < 1e-3
   assert np.all(near_pole | (upper - lower <= allowed))

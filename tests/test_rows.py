@@ -173,11 +173,11 @@ def test_lines_of_any_slope_enclose_the_function(name):
           (below, low), (above, high) = enclose(eqn, operands, choice)
           assert np.all(np.isfinite(below + low + above + high))
           _, fn, x, _ = unary(eqn, operands)
-          for t in np.linspace(0, 1, 129):
-            v = x.lower + t * x.width
-            slack = 1e-8 * (1 + np.abs(fn(v)) + np.abs(below * v) + np.abs(above * v))
-            assert np.all(below * v + low <= fn(v) + slack)
-            assert np.all(above * v + high >= fn(v) - slack)
+          v = x.lower[None] + np.linspace(0, 1, 129).reshape(-1, *[1] * x.ndim) * x.width[None]
+          values, low_line, high_line = jax.vmap(fn)(v), below[None] * v, above[None] * v
+          slack = 1e-8 * (1 + np.abs(values) + np.abs(low_line) + np.abs(high_line))
+          assert np.all(low_line + low[None] <= values + slack)
+          assert np.all(high_line + high[None] >= values - slack)
           env[eqn.outputs[0].id] = elementwise_image(eqn, operands)
         elif any(map(is_set, operands)):
           env |= zip((v.id for v in eqn.outputs), affine.image(eqn, operands), strict=True)
