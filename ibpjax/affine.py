@@ -21,9 +21,8 @@ INCREASING = frozenset({
     P.slice_p, lax.split_p, P.squeeze_p, lax.stack_p, lax.tile_p, P.transpose_p, lax.unstack_p,
     P.convert_element_type_p, P.sharding_constraint_p, lax.optimization_barrier_p,
 })
-# Of these, the ones that compute nothing.
-MOVES = INCREASING - {P.add_p, P.add_jaxvals_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p, P.scatter_add_p,
-                      P.convert_element_type_p}
+# Sums of many terms: they may overflow on the way to a moderate result.
+SUMS = frozenset({P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p, P.scatter_add_p})
 SIGNED = frozenset({P.neg_p, P.sub_p})
 # Affine in one operand when the others, the weights, are known.
 SCALING = frozenset({P.mul_p, P.div_p})
@@ -96,7 +95,12 @@ def _contracted(eqn: Equation, operands: Sequence[Any]) -> Interval:
   parts = [centre_radius(x) if isinstance(x, Interval) else (x, jnp.abs(x)) for x in operands]
   [centre] = rebind(eqn, *[c for c, _ in parts])
   [radius] = rebind(eqn, *[r for _, r in parts])
-  radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)  # 0 * inf: an unbounded operand
+  return around(centre, radius)
+
+
+def around(centre: Any, radius: Any) -> Interval:
+  """centre +- radius. Where one of them overflowed or is NaN, ends are infinite on their own side or NaN: unknown."""
+  radius = jnp.where(jnp.isfinite(centre), radius, jnp.inf)
   return Interval(centre - radius, centre + radius)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops, nonlinear, rounding
 from ibpjax.elementwise import image as elementwise_image
@@ -62,6 +63,10 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
+# What passes on an end that is unknown as unknown (see `affine.around`); so do all affine operations.
+_KEEP_UNKNOWN = frozenset({P.max_p, P.min_p, P.abs_p})
+
+
 class Forward:
   """One run of a program on boxes; keeps the bounds of all values.
 
@@ -104,8 +109,13 @@ class Forward:
         elif v.id in self.near_balls and v.id not in self.walk.balls:
           env[v.id] = self._by_rows(v)
     operands = [env[v.id] for v in eqn.inputs]
+    careful = eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
+    if careful:
+      operands = [_honest(x) if is_set(x) else x for x in operands]
     out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
-    env |= {v.id: _kept(x, v, eqn) for v, x in zip(eqn.outputs, out, strict=True)}
+    for v, x in zip(eqn.outputs, out, strict=True):
+      x = jax.tree.map(lambda a, v=v: a.astype(v.dtype), x)
+      env[v.id] = _honest(x) if careful and is_set(x) else x
 
   def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
     """The bounds of one equation, some of whose operands are Intervals."""
@@ -142,12 +152,6 @@ class Forward:
     """The bounds of the operands of all nonlinear equations."""
     return Intermediates({i: _honest(self.env[i]) for i in self.wanted},
                          tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
-
-
-def _kept(x: Any, v: Value, eqn: Equation) -> Any:
-  """The bounds of a value as they are kept: in its dtype, and honest where a step computed them."""
-  x = jax.tree.map(lambda a: a.astype(v.dtype), x)
-  return _honest(x) if is_set(x) and eqn.key not in affine.MOVES else x
 
 
 def _honest(x: Interval) -> Interval:

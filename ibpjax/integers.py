@@ -9,13 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
-from ibpjax.affine import MOVES
+from ibpjax.affine import INCREASING, SUMS
 from ibpjax.interval import Interval, as_interval
 from ibpjax.program import Equation, unsupported
 from ibpjax.reductions import count, ends
 
 _SUMS = frozenset({P.reduce_sum_p, P.cumsum_p})
-_MONOTONE = MOVES | {P.max_p, P.min_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p, P.cummax_p, P.cummin_p}
+_MONOTONE = (INCREASING - SUMS - {P.add_p, P.add_jaxvals_p}) | {
+    P.max_p, P.min_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p, P.cummax_p, P.cummin_p}
 
 
 def _minus(a: Interval, b: Interval) -> Interval:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import integers, reductions
-from ibpjax.affine import CONTROL, INCREASING, centre_radius
+from ibpjax.affine import CONTROL, INCREASING, around, centre_radius
 from ibpjax.composites import Composite
 from ibpjax.interval import Interval, as_interval, hull, is_set
 from ibpjax.program import Equation, rebind, unsupported
@@ -96,8 +96,7 @@ def contraction(eqn: Equation, operands: Sequence[Any]) -> Interval:
   (c, d), (e, f) = (centre_radius(as_interval(x)) for x in operands)
   [centre] = rebind(eqn, c, e)
   radius = rebind(eqn, jnp.abs(c), f)[0] + rebind(eqn, d, jnp.abs(e) + f)[0]
-  radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
-  return Interval(centre - radius, centre + radius)
+  return around(centre, radius)
 
 
 # ---------------------------------------------------------------- three-valued comparisons, where
