@@ -101,7 +101,7 @@ SECTIONS: dict[str, tuple[list[str], Callable[[], Iterator[list[str]]]]] = {
     'Elementwise functions of one perturbed operand (`functions.py`)': (
         ['P or function', 'range from', 'ibp', 'lines', 'accuracy'], elementwise_rows),
     'Other rules on boxes (`nonlinear.py`, `reductions.py`, `integers.py`)': (['P', 'rule', 'ibp'], interval_rows),
-    'Groups of operations (`composites.py`, `univariate.py`; found by `patterns.py`)': (
+    'Groups of operations (`softmax.py`, `normalise.py`, `composites.py`, `univariate.py`; found by `patterns.py`)': (
         ['group', 'what it computes', 'ibp'], composite_rows),
     'Control flow (`loops.py`)': (['P', 'rule', 'ibp'], loop_rows),
 }

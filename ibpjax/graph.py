@@ -181,7 +181,7 @@ class Graph:
       v, more = self.origin(v)
       moves = more + moves
       eqn = self.made_by(v, P.mul_p, P.div_p)
-      if eqn is None:
+      if eqn is None or not self.perturbed(v):
         return v, moves, factor
       slots = [i for i, a in enumerate(eqn.inputs) if self.perturbed(a)]
       other = self.number(eqn.inputs[1 - slots[0]])

@@ -14,9 +14,12 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import composites, univariate
+from ibpjax import univariate
+from ibpjax.composites import Blend
 from ibpjax.graph import Graph, Groups, follow
+from ibpjax.normalise import Normalise
 from ibpjax.program import Equation, Program, Value, live, rebind
+from ibpjax.softmax import Average, LogSoftmax, LogSumExp, Softmax
 
 Pattern = Callable[[Graph, Equation], list[Equation] | None]
 _Scale = tuple[Equation, Value, Sequence[Equation]]  # a product, its factor, and how that is moved afterwards
@@ -61,23 +64,38 @@ def _unshifted(graph: Graph, s: Value, groups: Groups) -> tuple[Value, Value | N
 
 
 def softmax(graph: Graph, eqn: Equation) -> list[Equation] | None:
-  """exp(x - m) / sum(exp(x - m)), whatever m is, the same for all elements of a group."""
-  if eqn.key is not P.div_p or (found := _sum_of_exponentials(graph, eqn.inputs[1])) is None:
+  """exp(x - m) / sum(exp(x - m)), whatever m is, the same for all elements of a group; or times 1 / sum."""
+  if eqn.key is P.div_p:
+    ways: list[tuple[Value, Value, tuple[Equation, ...]]] = [(eqn.inputs[0], eqn.inputs[1], ())]
+  elif eqn.key is P.mul_p:
+    ways = [(a, *inverse) for a, b in (eqn.inputs, eqn.inputs[::-1]) if (inverse := _inverse(graph, b)) is not None]
+  else:
     return None
-  s, mask, groups, moves = found
-  numerator = _exponents(graph, eqn.inputs[0])
-  if numerator is None or numerator[0].id != s.id or not groups.returned_by(moves):
+  for above, below, last in ways:
+    if (found := _sum_of_exponentials(graph, below)) is None or (numerator := _exponents(graph, above)) is None:
+      continue
+    s, mask, groups, moves = found
+    if numerator[0].id != s.id or not groups.returned_by((*moves, *last)):
+      continue
+    if numerator[1] is not None and (mask is None or numerator[1].id != mask.id):
+      continue
+    x, shift = _unshifted(graph, s, groups)
+    key = Softmax(groups, numerator[1] is not None, shift is not None)
+    return [_equation(eqn, key, [x] if mask is None else [x, mask], eqn.outputs[0])]
+  return None
+
+
+def _inverse(graph: Graph, v: Value) -> tuple[Value, tuple[Equation, ...]] | None:
+  """(x, moves) if v = moved(1 / x)."""
+  if not graph.perturbed(v):
     return None
-  x, out = _unshifted(graph, s, groups)[0], eqn.outputs[0]
-  key, inputs = composites.Softmax(groups), [x] if mask is None else [x, mask]
-  if numerator[1] is None:
-    return [_equation(eqn, key, inputs, out)]
-  if mask is None or numerator[1].id != mask.id:
+  source, moves = graph.origin(v)
+  made = graph.made_by(source, P.div_p, P.integer_pow_p)
+  if made is None:
     return None
-  select, quotient = graph.made_by(eqn.inputs[0], P.select_n_p), graph.new(out)
-  assert select is not None
-  return [_equation(eqn, key, inputs, quotient),
-          dataclasses.replace(select, inputs=(*select.inputs[:2], quotient), outputs=(out,))]
+  if made.key is P.integer_pow_p:
+    return (made.inputs[0], moves) if made.params['y'] == -1 else None
+  return (made.inputs[1], moves) if graph.number(made.inputs[0]) == 1 else None
 
 
 def log_softmax(graph: Graph, eqn: Equation) -> list[Equation] | None:
@@ -93,7 +111,7 @@ def log_softmax(graph: Graph, eqn: Equation) -> list[Equation] | None:
   s, _, groups, moves = found
   if not groups.returned_by((*moves, *last)):
     return None
-  return [_equation(eqn, composites.LogSoftmax(groups), [_unshifted(graph, s, groups)[0]], eqn.outputs[0])]
+  return [_equation(eqn, LogSoftmax(groups), [_unshifted(graph, s, groups)[0]], eqn.outputs[0])]
 
 
 def logsumexp(graph: Graph, eqn: Equation) -> list[Equation] | None:
@@ -123,7 +141,7 @@ def logsumexp(graph: Graph, eqn: Equation) -> list[Equation] | None:
       for move in moves:
         a, = rebind(move, a)
       return a
-    return [_equation(eqn, composites.LogSumExp(groups, leave), [x], eqn.outputs[0])]
+    return [_equation(eqn, LogSumExp(groups, leave, shift is not None), [x], eqn.outputs[0])]
   return None
 
 
@@ -150,12 +168,12 @@ def _centred(graph: Graph, v: Value) -> tuple[Value, Groups] | None:
   if (enter := graph.way(x, summand)) is None:
     return None
   groups = Groups(enter, axes, x.shape)
-  return (x, groups) if _is_mean(factor, groups) and groups.returned_by(moves) else None
+  return (x, groups) if _is_mean(factor, groups, x) and groups.returned_by(moves) else None
 
 
-def _is_mean(factor: float, groups: Groups) -> bool:
-  """Whether a factor is 1 / count, up to its own rounding."""
-  return abs(factor * groups.count - 1) < 1e-6
+def _is_mean(factor: float, groups: Groups, x: Value) -> bool:
+  """Whether a factor is 1 / count, up to its own rounding: a large mean would magnify more."""
+  return abs(factor * groups.count - 1) <= 2 * float(jnp.finfo(x.dtype).eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +201,10 @@ def _squares(graph: Graph, v: Value, x: Value) -> _Squares | None:
     if squares is None or squares.centred or mean is None or (found := graph.summed(mean)) is None:
       return None
     summand, moves, axes, factor = found
-    if (enter := graph.way(x, summand)) is None or not _is_mean(squares.factor, squares.groups):
+    if (enter := graph.way(x, summand)) is None or not _is_mean(squares.factor, squares.groups, x):
       return None
     groups = Groups(enter, axes, x.shape)
-    if not (groups.same_as(squares.groups) and _is_mean(factor, groups) and np.array_equal(
+    if not (groups.same_as(squares.groups) and _is_mean(factor, groups, x) and np.array_equal(
         follow(moves, groups.labels()[1]), follow(squares.moves, squares.groups.labels()[1]))):
       return None
     return dataclasses.replace(squares.then(scale, last), centred=True, fast=True)
@@ -227,7 +245,7 @@ def normalisation(graph: Graph, eqn: Equation) -> list[Equation] | None:
       squares, inner, outer = found
       if not squares.groups.returned_by(squares.moves) or (of_mean is not None and not of_mean.same_as(squares.groups)):
         continue
-      key = composites.Normalise(squares.groups, squares.centred, squares.factor, inner, outer, squares.fast)
+      key = Normalise(squares.groups, squares.centred, squares.factor, inner, outer, squares.fast)
       steps = [graph.new(eqn.outputs[0]) for _ in scales] + [eqn.outputs[0]]
       made = [_equation(eqn, key, [x], steps[0])]
       for (scale_eqn, scale, moves), before, after in zip(scales, steps, steps[1:]):
@@ -262,19 +280,24 @@ def _root(graph: Graph, v: Value, x: Value, divides: bool,
   source, last = graph.origin(v)
   while not divides and (mul := graph.made_by(source, P.mul_p)) is not None:
     a, b = mul.inputs
-    if not graph.perturbed(a) or (graph.perturbed(b) and graph.made_by(graph.origin(b)[0], P.rsqrt_p) is not None):
+    if not graph.perturbed(a) or (graph.perturbed(b) and graph.made_by(
+        graph.origin(b)[0], P.rsqrt_p, P.pow_p, P.div_p) is not None):
       a, b = b, a
     if a.shape != source.shape:
       return None
     scales.append((mul, b, last if b.shape else ()))
     source, more = graph.origin(a)
     last = (*more, *last)
+  if not divides and (inverse := _inverse(graph, source)) is not None:
+    divides = True
+    source, more = graph.origin(inverse[0])
+    last = (*more, *inverse[1], *last)
   if divides and (shifted := _plus_number(graph, source)) is not None:
     outer = shifted[1]
     source, more = graph.origin(shifted[0])
     last = (*more, *last)
-  made = graph.made_by(source, P.sqrt_p if divides else P.rsqrt_p)
-  if made is None:
+  made = graph.made_by(source, P.sqrt_p if divides else P.rsqrt_p, P.pow_p)
+  if made is None or (made.key is P.pow_p and graph.number(made.inputs[1]) != (.5 if divides else -.5)):
     return None
   inside, moves = graph.origin(made.inputs[0])
   if (shifted := _plus_number(graph, inside)) is not None:
@@ -310,7 +333,7 @@ def blend(graph: Graph, eqn: Equation) -> list[Equation] | None:
       z = graph.plain(z)
       if ((step := graph.made_by(b, P.sub_p)) is not None and graph.plain(step.inputs[1]).id == graph.plain(first).id
           and step.inputs[0].shape in (shape, ()) and z.id not in (step.inputs[0].id, graph.plain(first).id)):
-        return [_equation(eqn, composites.Blend(), [z, first, step.inputs[0]], eqn.outputs[0])]
+        return [_equation(eqn, Blend(), [z, first, step.inputs[0]], eqn.outputs[0])]
       if (other := graph.made_by(first, P.mul_p)) is None:
         continue
       for rest, a in (other.inputs, other.inputs[::-1]):
@@ -318,7 +341,7 @@ def blend(graph: Graph, eqn: Equation) -> list[Equation] | None:
         if (minus is not None and graph.number(minus.inputs[0]) == 1 and graph.plain(minus.inputs[1]).id == z.id
             and a.shape in (shape, ()) and b.shape in (shape, ()) and (graph.perturbed(a) or graph.perturbed(b))
             and z.id not in (graph.plain(a).id, graph.plain(b).id)):
-          return [_equation(eqn, composites.Blend(), [z, a, b], eqn.outputs[0])]
+          return [_equation(eqn, Blend(), [z, a, b], eqn.outputs[0])]
   return None
 
 
@@ -336,13 +359,13 @@ def average(graph: Graph, eqn: Equation) -> list[Equation] | None:
       moves = (*more, *moves)
       dtypes.append(source.dtype)
     made = graph.maker.get(source.id)
-    if made is None or not isinstance(made.key, composites.Softmax) or len(made.inputs) > 1:
+    if made is None or not isinstance(made.key, Softmax) or len(made.inputs) > 1:
       continue
     axes = tuple(map(int, eqn.params['dimension_numbers'][0][slot]))
     if axes and Groups(moves, axes, source.shape).same_as(made.key.groups):
       units = [float(jnp.finfo(d).eps) / 2 for d in dtypes]
       narrowed = max(units) if max(units) > units[-1] else 0.
-      made = _equation(eqn, composites.Average(eqn, slot, max(units), narrowed), eqn.inputs, eqn.outputs[0])
+      made = _equation(eqn, Average(eqn, slot, max(units), narrowed), eqn.inputs, eqn.outputs[0])
       return [dataclasses.replace(made, params=eqn.params)]  # of which the precision says how products are rounded
   return None
 

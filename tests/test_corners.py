@@ -99,3 +99,23 @@ def test_normalised_attention_is_of_the_order_of_one(depth, radius):
   assert float(jnp.maximum(-bound.lower, bound.upper).max()) <= 7 ** .5 + 1e-6
   if depth == 1 and radius == 1e-3:
     assert float(bound.width.max()) < .2
+
+
+def test_a_factor_near_one_over_the_number_is_not_a_mean():
+  f = lambda x: (x - .3333333 * x.sum()) * lax.rsqrt(x.var() + 1e-5)
+  x = jnp.asarray([1e5, 1e5 + 1, 1e5 + 2])
+  assert holds(ibp(f)(Interval(x, x)), f(x)[None])
+
+
+def test_attention_does_not_see_what_is_masked_by_small_logits():
+  f = lambda x: jax.nn.softmax(x) @ jnp.asarray([0., 0, 0, 100])
+  x, r = jnp.asarray([0., 0, 0, -20]), jnp.asarray([1., 1, 1, 0])
+  assert float(ibp(f)(Interval(x - r, x + r)).width) < 1e-6
+
+
+def test_normalisation_is_tight_where_few_elements_move():
+  x = jnp.asarray([.334, -.753, .256, -.872, 1.121, 1.484, 1.553, .863])
+  r = jnp.asarray([0, 0, 0, .77, .54, 2.2, 0, 0])
+  assert float(ibp(lambda x: (x - x.mean()) * lax.rsqrt(x.var() + 1e-5))(Interval(x - r, x + r)).width.max()) < 4.2
+  x, r = jnp.asarray([-.313, -.29, .748, -.459]), jnp.asarray([.08, 1.42, .27, 0])
+  assert float(ibp(lambda x: (x - x.mean()) / x.std())(Interval(x - r, x + r)).width.max()) < 3.2

@@ -14,7 +14,8 @@ from experiments import primitives
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = [{'_version', 'interval'}, {'program', 'lines', 'margins', 'rule'}, {'affine', 'functions', 'graph'},
-          {'composites', 'elementwise', 'loops', 'reductions', 'rows'}, {'integers', 'univariate'}, {'nonlinear'},
+          {'composites', 'elementwise', 'loops', 'reductions', 'rows'},
+          {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'rounding'}, {'ibp'}, {'nn'}, {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 

@@ -42,6 +42,43 @@ def test_exact_values_lie_inside_where_float32_has_lost_them(name, outward):
   assert holds(bound, np.asarray(exact, np.float64)[None], 1e-5)
 
 
+def standardized(x):
+  return (x - x.mean()) * lax.rsqrt(x.var() + 1e-6)
+
+
+@pytest.mark.parametrize('outward', [False, True])
+def test_squares_that_overflow(outward):
+  x = np.array([1., 2, 3, 5]) * 1e20
+  bound = ibp(standardized, round_outward=outward)(box(x, x))
+  with jax.enable_x64(True):
+    assert holds(bound, standardized(jnp.asarray(x))[None])
+  assert holds(bound, standardized(jnp.asarray(x, jnp.float32))[None])
+
+
+def test_softmax_without_a_shift_as_it_is_computed():
+  x = box([100., 88.], [100., 88.])
+  for f in (lambda x: jnp.exp(x) / jnp.exp(x).sum(), lambda x: jnp.log(jnp.exp(x).sum())[None]):
+    bound = ibp(f, round_outward=True)(x)  # float32 returns inf / inf = NaN, 0 and inf
+    assert bool(jnp.all(jnp.isinf(bound.lower) & jnp.isinf(bound.upper)))
+    assert bool(jnp.all(jnp.isfinite(ibp(f)(x).width)))
+
+
+def test_softmax_of_nothing_has_no_bounds():
+  e = lambda x: jnp.where(jnp.array([False, False]), jnp.exp(x), 0)
+  bound = ibp(lambda x: e(x) / e(x).sum())(box([0., 0.], [1., 1.]))
+  assert bool(jnp.all(jnp.isinf(bound.lower) & jnp.isinf(bound.upper)))
+
+
+@pytest.mark.parametrize('f', [jax.nn.softmax, jax.nn.log_softmax,
+                               lambda x: jax.nn.softmax(x, where=jnp.arange(3) < 2)])
+def test_softmax_of_a_box_wider_than_the_exponents(f):
+  x = box([-300., -200., -300.], [0., -200., -300.])
+  points = [-300., -200, -300], [0., -200, -300], [-150., -200, -300]
+  values = np.stack([f(jnp.asarray(p, jnp.float32)) for p in points])
+  assert holds(ibp(f)(x), values, 1e-6)
+  assert holds(ibp(f, round_outward=True)(x), values, 0.)
+
+
 # Each as (function of numbers, box, values that it takes there).
 COUNTS = {
     'cast that wraps': (lambda x: ((x > 0).astype(jnp.int32) * 200).astype(jnp.int8), [0, -56]),
@@ -132,6 +169,16 @@ def test_gradients_of_bounds_are_finite(f, low, high):
   for gradient in (jax.grad(width)(box(low, high)), jax.jacfwd(width)(box(low, high))):
     assert np.all(np.isfinite(gradient.lower))
     assert np.all(np.isfinite(gradient.upper))
+
+
+@pytest.mark.parametrize('f', [standardized, jax.nn.softmax, jax.nn.logsumexp,
+                               lambda x: jax.nn.softmax(jnp.outer(x, x)) @ x])
+def test_gradients_of_bounds_of_huge_boxes_are_not_nan(f):
+  def finite_ends(box):
+    bound = ibp(f, round_outward=True)(box)
+    return sum(jnp.where(jnp.isfinite(e), e, 0).sum() for e in (bound.lower, bound.upper))
+  gradient = jax.grad(finite_ends)(box(np.full(4, -1e30), np.full(4, 1e30)))
+  assert not np.any(np.isnan(gradient.lower) | np.isnan(gradient.upper))
 
 
 def test_loops_that_vmap_joined_stop_each_by_itself():

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from ibpjax import Interval, ibp
-from ibpjax.composites import Average, Normalise
+from ibpjax.normalise import Normalise
+from ibpjax.softmax import Average
 from ibpjax.univariate import Univariate
 
 pytestmark = pytest.mark.usefixtures('x64')

@@ -1,0 +1,217 @@
+"""Softmax and its kin, and averages by softmax weights: their bounds as wholes (see `composites`)."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ibpjax.affine import centre_radius
+from ibpjax.composites import Composite, finite, gamma, largest, widened
+from ibpjax.graph import Groups
+from ibpjax.interval import Interval, as_interval
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Softmax(Composite):
+  """exp(x_i) / sum_j exp(x_j) over each group; with a mask, j runs over the elements it keeps.
+
+  x_i / (x_i + rest) with exp(x) in place of x increases in element i and decreases in the
+  others, so each end is reached at a corner: the bounds are exact. Shifts of a whole group cancel
+  and are left out.
+
+  Attributes:
+    groups: the elements that sum to 1.
+    masked: whether the elements that the mask removes are 0 themselves.
+    shifted: whether the function shifts each group first, so that exp does not overflow.
+  """
+  groups: Groups
+  masked: bool
+  shifted: bool
+
+  def __call__(self, x, mask=None):
+    a = self.groups.into(x)
+    e = jnp.exp(a - lax.stop_gradient(jnp.max(a, self.groups.axes, keepdims=True)))
+    kept = e if mask is None else jnp.where(self.groups.into(mask), e, 0)
+    return self.groups.back((kept if self.masked else e) / jnp.sum(kept, self.groups.axes, keepdims=True))
+
+  def image(self, operands, u):
+    odds = _log_odds(self.groups, *operands)
+    # exp(x - m) has the relative error |x - m| u; where that is large, the value is below the smallest float.
+    slack, tiny = gamma(4 * self.groups.count + 1024, u), u and 4 * float(jnp.finfo(odds.dtype).tiny)
+    if len(operands) == 1:
+      lower, upper = jax.nn.sigmoid(odds.lower), jax.nn.sigmoid(odds.upper)
+      lower, upper = jnp.maximum(lower * (1 - slack) - tiny, 0), jnp.minimum(upper * (1 + slack) + tiny, 1)
+    else:  # what the mask removes is not a part of the sum that it is divided by
+      kept = self.groups.into(operands[1])
+      out_of_it = (lambda t: jnp.zeros_like(t)) if self.masked else (lambda t: jnp.exp(jnp.where(kept, 0, t)))
+      lower, upper = (jnp.where(kept, jax.nn.sigmoid(t), out_of_it(t)) for t in (odds.lower, odds.upper))
+      lower, upper = jnp.maximum(lower * (1 - slack) - tiny, 0), upper * (1 + slack) + tiny
+      empty = ~jnp.any(kept, self.groups.axes, keepdims=True)  # 0 / 0
+      lower, upper = jnp.where(empty, -jnp.inf, lower), jnp.where(empty, jnp.inf, upper)
+    if u and not self.shifted:
+      lower, upper = _where_exp_is_kept(self.groups, operands[0], lower, upper)
+    return Interval(self.groups.back(lower), self.groups.back(upper))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LogSoftmax(Composite):
+  """x_i - log sum_j exp(x_j) over each group: -log(1 + sum of exp(x_j - x_i)), monotone like softmax. Exact."""
+  groups: Groups
+
+  def __call__(self, x):
+    return self.groups.back(jax.nn.log_softmax(self.groups.into(x), self.groups.axes))
+
+  def image(self, operands, u):
+    odds = _log_odds(self.groups, *operands)
+    out = Interval(jax.nn.log_sigmoid(odds.lower), jax.nn.log_sigmoid(odds.upper))
+    if u:
+      out = widened(out, 8 * u * (finite(largest(out)) + 16) + gamma(4 * self.groups.count + 16, u))
+    return Interval(self.groups.back(out.lower), self.groups.back(jnp.minimum(out.upper, 0)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LogSumExp(Composite):
+  """log sum_j exp(x_j) over each group: increasing in every element, hence exact on the ends.
+
+  Attributes:
+    groups: the elements that are summed.
+    leave: the moves of the sums.
+    shifted: whether the function shifts each group first, so that exp does not overflow.
+  """
+  groups: Groups
+  leave: Callable[[Any], Any]
+  shifted: bool
+
+  def __call__(self, x):
+    return self.leave(jax.nn.logsumexp(self.groups.into(x), self.groups.axes))
+
+  def image(self, operands, u):
+    x, = operands
+    out = Interval(self(x.lower), self(x.upper))
+    if not u:
+      return out
+    out = widened(out, 8 * u * (finite(largest(out)) + 8) + gamma(4 * self.groups.count, u))
+    if self.shifted:
+      return out
+    unknown = jnp.zeros_like(self.groups.into(x.lower))
+    lost = jnp.isinf(_where_exp_is_kept(self.groups, x, unknown, unknown)[1]).any(self.groups.axes)
+    return Interval(jnp.where(self.leave(lost), -jnp.inf, out.lower), jnp.where(self.leave(lost), jnp.inf, out.upper))
+
+
+def _where_exp_is_kept(groups: Groups, x: Interval, lower: Any, upper: Any) -> tuple[Any, Any]:
+  """Bounds of what is computed from exp(x): none where that or its sum overflows, or vanishes altogether."""
+  info, count = jnp.finfo(x.dtype), groups.count
+  highest = jnp.max(groups.into(x.upper), groups.axes, keepdims=True)
+  lowest = jnp.max(groups.into(x.lower), groups.axes, keepdims=True)
+  kept = (highest < np.log(float(info.max) / count) - 1) & (lowest > np.log(float(info.tiny)) + 1)
+  return jnp.where(kept, lower, -jnp.inf), jnp.where(kept, upper, jnp.inf)
+
+
+def _log_odds(groups: Groups, x: Interval, mask: Any = None) -> Interval:
+  """Bounds of x_i - log of the sum of exp(x_j) over the others of its group (that a mask keeps)."""
+  x = Interval(groups.into(x.lower), groups.into(x.upper))
+
+  def less_others(own, end):
+    shift, log = _log_of_rest(end if mask is None else jnp.where(groups.into(mask), end, -jnp.inf), groups.axes)
+    return (own - shift) - log
+  lower = less_others(x.lower, x.upper)
+  return Interval(jnp.where(x.lower == -jnp.inf, -jnp.inf, lower), less_others(x.upper, x.lower))
+
+
+def _log_of_rest(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+  """(s, l) with s + l = log of the sum of exp(x_j) over the others of the group, for each element, s near the greatest.
+
+  The total less the own term, which is at most half of it, so that at most one bit is lost; for
+  the one greatest element there may be, a sum of its own, so that the others do not vanish beside it.
+  """
+  infinite = x == jnp.inf
+  others_infinite = jnp.sum(infinite, axes, keepdims=True) > infinite.astype(int)
+  x = jnp.where(infinite, -jnp.inf, x)
+
+  def logarithm(total):
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
+
+  def shifted(x):
+    top = lax.stop_gradient(finite(jnp.max(x, axes, keepdims=True)))
+    return top, jnp.exp(x - top)
+  first, e = shifted(x)
+  rest = logarithm(jnp.sum(e, axes, keepdims=True) - e)
+  greatest = x == jnp.max(x, axes, keepdims=True)
+  alone = greatest & (jnp.sum(greatest, axes, keepdims=True) == 1)
+  second, e = shifted(jnp.where(alone, -jnp.inf, x))
+  others = logarithm(jnp.sum(e, axes, keepdims=True))
+  return jnp.where(alone, second, first), jnp.where(others_infinite, jnp.inf, jnp.where(alone, others, rest))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Average(Composite):
+  """sum_j p_j v_j, where p >= 0 sums to 1 over j (softmax weights): attention.
+
+  For any t, sum_j p_j v_j = t + sum_j p_j (v_j - t). With t near the values only their spread is
+  multiplied by the width of p. And an average lies between the least and the greatest v_j.
+
+  Attributes:
+    eqn: the dot product.
+    slot: which of its operands holds the weights.
+    unit: the roundoff with which these are known; they sum to 1 up to it.
+    narrowed: the roundoff of casts of the weights to a lower precision, a part of the function; else 0.
+  """
+  eqn: Any
+  slot: int
+  unit: float
+  narrowed: float
+
+  def __call__(self, *operands):
+    return lax.dot_general_p.bind(*operands, **self.eqn.params)
+
+  def _dot(self, p: Any, v: Any) -> Any:
+    return self(p, v) if self.slot == 0 else self(v, p)
+
+  def _arrange(self, v: Any, reduce: Callable[..., Any]) -> Any:
+    """A reduction of v over the averaged axes, in the layout of the result, 1 where only p has axes."""
+    (pc, vc), (pb, vb) = self.eqn.params['dimension_numbers']
+    if self.slot == 1:
+      (pc, vc), (pb, vb) = (vc, pc), (vb, pb)
+    weights, values = self.eqn.inputs[self.slot], self.eqn.inputs[1 - self.slot]
+    free = [i for i in range(len(values.shape)) if i not in (*vc, *vb)]
+    ones = (1,) * (len(weights.shape) - len(pc) - len(pb))
+    reduced = jnp.transpose(reduce(v, axis=tuple(vc), keepdims=True), (*vb, *free, *vc))
+    batch, own = tuple(values.shape[i] for i in vb), tuple(values.shape[i] for i in free)
+    return jnp.reshape(reduced, (*batch, *ones, *own) if self.slot == 0 else (*batch, *own, *ones))
+
+  def _restore(self, reduced: Any) -> Any:
+    """The inverse of `_arrange`: one number for each group of averaged values, in the layout of the values."""
+    values = self.eqn.inputs[1 - self.slot]
+    vc, vb = (d[1 - self.slot] for d in self.eqn.params['dimension_numbers'])
+    free = [i for i in range(len(values.shape)) if i not in (*vc, *vb)]
+    order = (*vb, *free, *vc)
+    flat = jnp.reshape(reduced, [1 if i in vc else values.shape[i] for i in order])
+    return jnp.transpose(flat, tuple(map(int, np.argsort(order))))
+
+  def image(self, operands, u):
+    p, v = operands[self.slot], as_interval(operands[1 - self.slot])
+    (pc, pr), (vc, vr) = centre_radius(as_interval(p)), centre_radius(v)
+    numbers, batch = self.eqn.params['dimension_numbers']
+    axes = tuple(map(int, numbers[1 - self.slot]))
+    queries = [i for i in range(p.ndim) if i not in (*numbers[self.slot], *batch[self.slot])]
+    open_ = jnp.sum(pr, axis=queries, keepdims=True)  # t near the values whose weights are uncertain
+    whole = self._dot(open_, jnp.ones_like(vc))
+    base = jnp.where(whole > 0, self._dot(open_, vc) / jnp.where(whole > 0, whole, 1), 0)
+    base = jnp.where(jnp.isfinite(base), base, 0).astype(vc.dtype)
+    apart = vc - self._restore(base)
+    centre = self._dot(pc, apart)
+    radius = self._dot(jnp.abs(pc), vr) + self._dot(pr, jnp.abs(apart) + vr)
+    radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
+    centre += base.astype(centre.dtype)
+    out = Interval(centre - radius, centre + radius)
+    terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in axes], dtype=np.int64))
+    lost = 8 * gamma(terms + 8, max(u, self.unit)) if u else 2 * self.narrowed
+    slack = lost * self._arrange(largest(v), jnp.max) if lost else 0.
+    out = widened(out, slack)
+    return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min) - slack),
+                    jnp.minimum(out.upper, self._arrange(v.upper, jnp.max) + slack))
