@@ -57,13 +57,15 @@ class Normalise(Composite):
     size = largest(x)
     z, share, fewest, most = self._deviations(x, u) if self.centred else (
         x, 1., rest(least(x) ** 2, axes), rest(size * size, axes))
-    lost = u and count * float(jnp.finfo(x.dtype).tiny)
-    if u:
+    lost: Any = u and count * float(jnp.finfo(x.dtype).tiny)
+    if u and self.centred:
       error = self._rounding(size, z, u)
-      z = widened(z, error) if self.centred else z
-      lost += 8 * total(error * (largest(z) + error))
+      z = widened(z, error)
+      lost += 3 * total(error * (largest(z) + error))
       if self.fast:
         lost += 4 * gamma(count + 3, u) * total(size * size)
+    elif u:
+      lost += 6 * gamma(count + 4, u) * total(size * size)
     # Two ways to see the sum of squares, each a multiple of t**2 and what lies between two numbers.
     ways = [(share, fewest - lost, most + lost)]
     if self.centred:
@@ -83,8 +85,8 @@ class Normalise(Composite):
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
 
   def _rounding(self, size: Any, z: Interval, u: float) -> Any:
-    """By how much each z may be off, as the function and as the bound compute it; of its square, twice z times that."""
-    return gamma(self.groups.count + 4, u) * (size + jnp.mean(size, self.groups.axes, keepdims=True) + largest(z))
+    """By how much each z may be off: twice what the function and what the bound may lose on the way to it."""
+    return 4 * gamma(self.groups.count + 4, u) * (size + jnp.mean(size, self.groups.axes, keepdims=True) + largest(z))
 
   def _divided(self, t: Any, squares: Any) -> Any:
     """t / (sqrt(factor * squares + inner) + outer), 0 for t = 0."""
@@ -113,7 +115,7 @@ class Normalise(Composite):
     cancelled = 4 * gamma(count + 4, float(jnp.finfo(x.dtype).eps) / 2) * total
     if u:
       error = self._rounding(largest(x), as_interval(z), u)
-      cancelled += 8 * jnp.sum(error * (jnp.abs(z) + error), axes, keepdims=True)
+      cancelled += 3 * jnp.sum(error * (jnp.abs(z) + error), axes, keepdims=True)
     cross = rest(jnp.abs(z) * radius, axes) + jnp.abs(z) * around / others  # |w_j| <= |z_j| + |z_i| / (D - 1)
     cross = jnp.where(jnp.isnan(cross), jnp.inf, cross)
     size = rest(radius * radius, axes)

@@ -63,6 +63,17 @@ def _unshifted(graph: Graph, s: Value, groups: Groups) -> tuple[Value, Value | N
   return s, None
 
 
+def _is_greatest(graph: Graph, shift: Value | None) -> bool:
+  """Whether a shift is the greatest element of something, or a number where that is infinite."""
+  if shift is None or not graph.perturbed(shift):
+    return False
+  source = graph.origin(shift)[0]
+  if graph.made_by(source, P.reduce_max_p) is not None:
+    return True
+  made = graph.made_by(source, P.max_p, P.select_n_p)
+  return made is not None and any(_is_greatest(graph, v) for v in made.inputs)
+
+
 def softmax(graph: Graph, eqn: Equation) -> list[Equation] | None:
   """exp(x - m) / sum(exp(x - m)), whatever m is, the same for all elements of a group; or times 1 / sum."""
   if eqn.key is P.div_p:
@@ -80,7 +91,7 @@ def softmax(graph: Graph, eqn: Equation) -> list[Equation] | None:
     if numerator[1] is not None and (mask is None or numerator[1].id != mask.id):
       continue
     x, shift = _unshifted(graph, s, groups)
-    key = Softmax(groups, numerator[1] is not None, shift is not None)
+    key = Softmax(groups, numerator[1] is not None, _is_greatest(graph, shift))
     return [_equation(eqn, key, [x] if mask is None else [x, mask], eqn.outputs[0])]
   return None
 
@@ -141,7 +152,7 @@ def logsumexp(graph: Graph, eqn: Equation) -> list[Equation] | None:
       for move in moves:
         a, = rebind(move, a)
       return a
-    return [_equation(eqn, LogSumExp(groups, leave, shift is not None), [x], eqn.outputs[0])]
+    return [_equation(eqn, LogSumExp(groups, leave, _is_greatest(graph, shift)), [x], eqn.outputs[0])]
   return None
 
 
@@ -359,8 +370,8 @@ def average(graph: Graph, eqn: Equation) -> list[Equation] | None:
       moves = (*more, *moves)
       dtypes.append(source.dtype)
     made = graph.maker.get(source.id)
-    if made is None or not isinstance(made.key, Softmax) or len(made.inputs) > 1:
-      continue
+    if made is None or not isinstance(made.key, Softmax) or len(made.inputs) > 1 or not made.key.shifted:
+      continue  # weights that may not sum to 1: masked ones, or overflowing ones
     axes = tuple(map(int, eqn.params['dimension_numbers'][0][slot]))
     if axes and Groups(moves, axes, source.shape).same_as(made.key.groups):
       units = [float(jnp.finfo(d).eps) / 2 for d in dtypes]

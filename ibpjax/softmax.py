@@ -54,7 +54,8 @@ class Softmax(Composite):
       empty = ~jnp.any(kept, self.groups.axes, keepdims=True)  # 0 / 0
       lower, upper = jnp.where(empty, -jnp.inf, lower), jnp.where(empty, jnp.inf, upper)
     if u and not self.shifted:
-      lower, upper = _where_exp_is_kept(self.groups, operands[0], lower, upper)
+      computed = _exp_is_kept(self.groups, operands[0])
+      lower, upper = jnp.where(computed, lower, -jnp.inf), jnp.where(computed, upper, jnp.inf)
     return Interval(self.groups.back(lower), self.groups.back(upper))
 
 
@@ -98,18 +99,16 @@ class LogSumExp(Composite):
     out = widened(out, 8 * u * (finite(largest(out)) + 8) + gamma(4 * self.groups.count, u))
     if self.shifted:
       return out
-    unknown = jnp.zeros_like(self.groups.into(x.lower))
-    lost = jnp.isinf(_where_exp_is_kept(self.groups, x, unknown, unknown)[1]).any(self.groups.axes)
-    return Interval(jnp.where(self.leave(lost), -jnp.inf, out.lower), jnp.where(self.leave(lost), jnp.inf, out.upper))
+    computed = self.leave(_exp_is_kept(self.groups, x).all(self.groups.axes))
+    return Interval(jnp.where(computed, out.lower, -jnp.inf), jnp.where(computed, out.upper, jnp.inf))
 
 
-def _where_exp_is_kept(groups: Groups, x: Interval, lower: Any, upper: Any) -> tuple[Any, Any]:
-  """Bounds of what is computed from exp(x): none where that or its sum overflows, or vanishes altogether."""
+def _exp_is_kept(groups: Groups, x: Interval) -> Any:
+  """Whether exp(x) and its sum over each group can be computed: they neither overflow nor vanish altogether."""
   info, count = jnp.finfo(x.dtype), groups.count
   highest = jnp.max(groups.into(x.upper), groups.axes, keepdims=True)
   lowest = jnp.max(groups.into(x.lower), groups.axes, keepdims=True)
-  kept = (highest < np.log(float(info.max) / count) - 1) & (lowest > np.log(float(info.tiny)) + 1)
-  return jnp.where(kept, lower, -jnp.inf), jnp.where(kept, upper, jnp.inf)
+  return (highest < np.log(float(info.max) / count) - 1) & (lowest > np.log(float(info.tiny)) + 1)
 
 
 def _log_odds(groups: Groups, x: Interval, mask: Any = None) -> Interval:

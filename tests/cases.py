@@ -52,7 +52,7 @@ class Case:
   loosest: float = 1.01
   point: bool = True
   monotone: bool = True
-  count: int = 25_000
+  count: int = 34_000
 
 
 def conv(strides=(1, 1), padding='VALID', lhs_dilation=None, rhs_dilation=None, groups=1, batch_groups=1,

@@ -32,6 +32,7 @@ def compiled(name, elide=False):
 
 @pytest.mark.parametrize('name', CASES)
 def test_sampled_values_lie_inside(name):
+  """At least 100 000 samples a case, corners among them, and a box of one point."""
   case = CASES[name]
   values, bound = compiled(name)
   for seed, radius in enumerate(case.radii):
