@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops, nonlinear, rounding
@@ -65,6 +66,13 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
 
 # What passes on an end that is unknown as unknown (see `affine.around`); so do all affine operations.
 _KEEP_UNKNOWN = frozenset({P.max_p, P.min_p, P.abs_p})
+# What puts known elements beside perturbed ones, as masks of -inf do; what moves elements or selects from them.
+_PLACING = frozenset({P.select_n_p, P.concatenate_p, P.pad_p, P.dynamic_update_slice_p, P.scatter_p})
+_MOVING = frozenset({
+    P.reshape_p, P.broadcast_in_dim_p, P.transpose_p, P.squeeze_p, P.slice_p, P.rev_p, P.copy_p, P.gather_p,
+    P.dynamic_slice_p, P.max_p, P.min_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
+    P.cummax_p, P.cummin_p, P.sort_p, lax.split_p, lax.stack_p, lax.tile_p, lax.unstack_p,
+})
 
 
 class Forward:
@@ -73,6 +81,7 @@ class Forward:
   Attributes:
     env: value id -> Interval for perturbed values, array for known ones.
     wanted: value id -> the nonlinear equation that first acts on the value.
+    masked: the values in which an end that is infinite on the other side is no overflow but a known element.
   """
 
   def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
@@ -85,6 +94,7 @@ class Forward:
     self.walk = Walk(program, self.env, balls)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
     self.wanted: dict[int, Equation] = {}
+    self.masked: set[int] = set()
     for eqn in program.equations:
       self._advance(eqn, {} if given is None else given.bounds)
     if given is not None and (unknown := set(given.bounds) - set(self.wanted)):
@@ -109,13 +119,17 @@ class Forward:
         elif v.id in self.near_balls and v.id not in self.walk.balls:
           env[v.id] = self._by_rows(v)
     operands = [env[v.id] for v in eqn.inputs]
-    careful = eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
+    masks = (eqn.key in _PLACING and not all(perturbed)) or (
+        eqn.key in _PLACING | _MOVING and any(v.id in self.masked for v in eqn.inputs))
+    careful = masks or eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
     if careful:
-      operands = [_honest(x) if is_set(x) else x for x in operands]
+      operands = [_honest(x, masks and v.id in self.masked) if is_set(x) else x for v, x in zip(eqn.inputs, operands)]
     out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
+    if masks:
+      self.masked |= {v.id for v in eqn.outputs}
     for v, x in zip(eqn.outputs, out, strict=True):
       x = jax.tree.map(lambda a, v=v: a.astype(v.dtype), x)
-      env[v.id] = _honest(x) if careful and is_set(x) else x
+      env[v.id] = _honest(x, masks) if careful and is_set(x) else x
 
   def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
     """The bounds of one equation, some of whose operands are Intervals."""
@@ -136,17 +150,21 @@ class Forward:
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
     x = self.walk.bound_elements(v)
-    if not self.round_outward:
+    if self.round_outward:
+      slack = rounding.allowance(self.program, self.env | self.walk.balls, v)
+      x = Interval(x.lower - slack, x.upper + slack)
+    if v.id not in self.masked:
       return x
-    slack = rounding.allowance(self.program, self.env | self.walk.balls, v)
-    return Interval(x.lower - slack, x.upper + slack)
+    x, box = _honest(x), self.env[v.id]
+    known = jnp.isinf(box.lower) & (box.lower == box.upper)
+    return Interval(jnp.where(known, box.lower, x.lower), jnp.where(known, box.upper, x.upper))
 
   def output(self, v: Value, elide: bool) -> Interval:
     """The bounds of an output; what overflowed or turned into NaN is unbounded."""
     x = self.env[v.id]
     if v.id in self.program.perturbed and v.dtype != jnp.bool_ and (elide or v.id in self.near_balls):
       x = self._by_rows(v)
-    return _honest(as_interval(jnp.asarray(x) if not is_set(x) else x))
+    return _honest(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
@@ -154,10 +172,12 @@ class Forward:
                          tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
 
 
-def _honest(x: Interval) -> Interval:
-  """Ends that overflowed past their own side, or are NaN, say nothing: they become infinite."""
+def _honest(x: Interval, masked: bool = False) -> Interval:
+  """Ends that are NaN or overflowed past their own side say nothing: they become infinite. Known ones are `masked`."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
+  if masked:
+    return Interval(jnp.where(jnp.isnan(x.lower), -jnp.inf, x.lower), jnp.where(jnp.isnan(x.upper), jnp.inf, x.upper))
   return Interval(jnp.where(x.lower < jnp.inf, x.lower, -jnp.inf), jnp.where(x.upper > -jnp.inf, x.upper, jnp.inf))
 
 

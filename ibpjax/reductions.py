@@ -21,9 +21,11 @@ def ends(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
 
 # -------------------------------------------------------------------------------------- products
 def times(a: Any, b: Any) -> Any:
-  """a * b where 0 times an infinite end is 0, as it is for every finite value."""
-  empty = ((a == 0) & ~jnp.isfinite(b)) | ((b == 0) & ~jnp.isfinite(a))
-  return jnp.where(empty, 0, a) * jnp.where(empty, 0, b)
+  """a * b where 0 times an infinite end is 0, as it is for every finite value. Infinite products have no gradient."""
+  unbounded = ~(jnp.isfinite(a) & jnp.isfinite(b))
+  empty = (a == 0) | (b == 0)
+  infinite = lax.stop_gradient(jnp.where(empty, 0, a) * jnp.where(empty, 0, b))
+  return jnp.where(unbounded, infinite, jnp.where(unbounded, 0, a) * jnp.where(unbounded, 0, b))
 
 
 def corners(x: Interval, y: Interval) -> Interval:

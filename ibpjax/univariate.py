@@ -43,7 +43,7 @@ class Univariate:
   function is continuous by construction, by its slope too: from both ends of a piece with slopes
   in [d, e], f stays above max(f(a) + d (x - a), f(b) - e (b - x)), and below likewise. The error
   falls with the square of the width of a piece (Neumaier, Interval Methods for Systems of
-  Equations, 1990, section 2.4). Gradients of bounds take the slopes for constants.
+  Equations, 1990, section 2.4).
 
   Attributes:
     body: the program, its first input the value.
@@ -81,7 +81,7 @@ class Univariate:
       for test in run(self.tests, grid[:-1], grid[1:]):
         certain = test.lower == test.upper
         slope = Interval(jnp.where(certain, slope.lower, -jnp.inf), jnp.where(certain, slope.upper, jnp.inf))
-      by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], lax.stop_gradient(slope), u)
+      by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], slope, u)
       pieces = Interval(jnp.fmax(pieces.lower, by_slope.lower), jnp.fmin(pieces.upper, by_slope.upper))
     refined = Interval(pieces.lower.min(0), pieces.upper.max(0))
     return Interval(jnp.where(bounded, jnp.fmax(refined.lower, whole.lower), whole.lower),

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 import ibpjax
-from ibpjax import Interval, ibp, linf_ball
+from ibpjax import Interval, LpBall, ibp, linf_ball
 from ibpjax.patterns import grouped
 from ibpjax.program import trace
 
@@ -235,6 +235,21 @@ def test_coefficients_of_zero_hide_infinite_ends():
   np.testing.assert_allclose(bound.upper, [1, 2, jnp.inf, jnp.log(2.)], rtol=1e-6)
   masked = ibp(lambda x: jnp.where(jnp.array([True, False]), x, -jnp.inf).max() * 2, elide=True)(box)
   np.testing.assert_allclose([masked.lower, masked.upper], [-2, 2])
+
+
+@pytest.mark.parametrize('x', [BOX, LpBall(jnp.array([.5, -1., 2.]), .1, 2)])
+@pytest.mark.parametrize('elide', [False, True])
+def test_masks_of_minus_infinity(x, elide):
+  mask = jnp.array([True, True, False])
+  for f, want in ((lambda x: jnp.where(mask, x, -jnp.inf).max(), (.4, .6)),
+                  (lambda x: jnp.max(x, where=mask, initial=-jnp.inf), (.4, .6)),
+                  (lambda x: lax.pad(x, jnp.array(-jnp.inf), [(1, 1, 0)]).reshape(5, 1)[:2].max(), (.4, .6)),
+                  (lambda x: jnp.concatenate([x, jnp.array([jnp.inf])]).min(), (-1.1, -.9)),
+                  (lambda x: jnp.where(~mask, -x, -jnp.inf)[:2].max(), (-jnp.inf, -jnp.inf))):
+    bound = ibp(f, elide=elide)(x)
+    np.testing.assert_allclose([bound.lower, bound.upper], want, rtol=1e-5)
+  for f in (lambda x: jnp.where(jnp.arange(3) < 1, -1e20 * x * 1e20, -jnp.inf).max(), lambda x: jnp.where(mask, x, jnp.nan).max()):
+    assert ibp(f, elide=elide)(x).upper == jnp.inf
 
 
 def test_a_recognised_function_of_two_perturbed_operands_is_entered():
