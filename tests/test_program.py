@@ -248,7 +248,8 @@ def test_masks_of_minus_infinity(x, elide):
                   (lambda x: jnp.where(~mask, -x, -jnp.inf)[:2].max(), (-jnp.inf, -jnp.inf))):
     bound = ibp(f, elide=elide)(x)
     np.testing.assert_allclose([bound.lower, bound.upper], want, rtol=1e-5)
-  for f in (lambda x: jnp.where(jnp.arange(3) < 1, -1e20 * x * 1e20, -jnp.inf).max(), lambda x: jnp.where(mask, x, jnp.nan).max()):
+  for f in (lambda x: jnp.where(jnp.arange(3) < 1, -1e20 * x * 1e20, -jnp.inf).max(),
+            lambda x: jnp.where(mask, x, jnp.nan).max()):
     assert ibp(f, elide=elide)(x).upper == jnp.inf
 
 

@@ -151,7 +151,7 @@ def program(steps):
 def test_laws_hold_for_random_programs(steps, radius, seed):
   global drawn
   drawn += 1
-  if drawn % 1000 == 0:  # each program compiles something; 20 000 of them would fill the memory
+  if drawn % 2500 == 0:  # each program compiles something; 20 000 of them would fill the memory
     jax.clear_caches()
   f, x = program(steps), jnp.asarray(np.random.default_rng(seed).normal(size=SIZE))
   box = Interval(x - radius, x + radius)
