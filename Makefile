@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/python -m experiments.certify --run=runs/digits
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=auto
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
 lint: .venv/installed
 	$(BIN)/python -m ruff check .

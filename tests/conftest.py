@@ -16,6 +16,14 @@ hypothesis.settings.register_profile('nightly', max_examples=20_000, deadline=No
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ordinary'))
 
 
+def pytest_collection_modifyitems(items):
+  """Tests of one case go to one worker (--dist=loadgroup), which compiles it once."""
+  for item in items:
+    name = getattr(item, 'callspec', None) and item.callspec.params.get('name')
+    if isinstance(name, str):
+      item.add_marker(pytest.mark.xdist_group(f'{item.path.stem}: {name}'))
+
+
 @pytest.fixture
 def x64():
   """Runs a test in float64, where laws hold to 1e-12 and not to 1e-5."""
