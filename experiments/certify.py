@@ -1,9 +1,16 @@
-"""Certifies the whole test split for a trained run and prints natural, attacked and verified error.
+"""Certifies a trained run on a whole split and prints natural, attacked and verified error.
 
     python -m experiments.certify --run=runs/digits
+    python -m experiments.certify --run=runs/cifar10 --eps=2/255,8/255 --pgd=40x1,200x10
+
+Killed at any moment, the same command goes on. What is written, beside pictures: `certificates.jsonl`, a record an
+example and eps (`evaluation.Cascade`), and `certificate.json`, settings and summary (`report.summarise`).
 """
-import json
+import importlib.metadata
 import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,61 +19,108 @@ from absl import app, flags, logging
 from flax import nnx
 
 import ibpjax
-from experiments import plots, runs
-from experiments.data import DATASETS
-from experiments.evaluation import evaluate, table
-from ibpjax.training import split
+from experiments import datasets, evaluation, pipeline, plots, runs
+from experiments.flags import define_radii
+from ibpjax.training import augment
 from ibpjax.verification.certify import METHODS
+from ibpjax.verification.report import radius_text
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('run', 'runs/digits', 'Folder of a trained run.')
-flags.DEFINE_float('eps', None, 'Radius to certify; the default is the one of training.', 0., 1.)
-flags.DEFINE_enum('method', 'ibp', list(METHODS), 'How bounds are computed.')
-flags.DEFINE_integer('pgd_steps', 40, 'Steps of each attack.', 1)
-flags.DEFINE_integer('pgd_restarts', 5, 'Random starts of each attack.', 1)
+define_radii('eps', None, 'Radii to certify, in the units of pixels in [0, 1]; the default is the one of the curves.')
+flags.DEFINE_list('methods', list(METHODS), 'How bounds are computed, from cheap to tight.')
+flags.DEFINE_list('pgd', ['40x1', '200x10'], 'STEPSxRESTARTS of each attack: the first on all examples, the others on '
+                                             'those that are neither verified nor broken.')
+flags.DEFINE_integer('batch_size', 500, 'Examples in a batch; the later methods and attacks take eighths of it.', 1)
+flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'Which examples.')
+flags.DEFINE_integer('examples', None, 'Only so many, the first ones; the default is all.', 1)
 flags.DEFINE_integer('seed', 0, 'Of the random starts and samples.')
+flags.DEFINE_string('data_dir', None, 'Folder of the data; the default is the one of the run.')
 
 
-def draw_boxes(path: pathlib.Path, f, params, x, eps: float, key) -> None:
+def open_run(run: pathlib.Path, data_dir: str | None,
+             split: str) -> tuple[Callable, Any, np.ndarray, np.ndarray, dict[str, Any]]:
+  """(f, params, images, labels, config): its model for one example; a split as float32 in [0, 1]; its flags."""
+  config = runs.read_config(run)
+  data = datasets.load(config['dataset'], data_dir or config['data_dir'], config['validation'])
+  part = data.test if split == 'test' else data.validation
+  if part is None:
+    raise ValueError(f'{run} held out no examples for validation: use --split=test')
+  graphdef, params = runs.trained(run, data.facts)
+  batches = [(augment.centre_crop(x, data.facts.shape[0]), y) for x, y in pipeline.evaluation_batches(part, 1000)]
+  images, labels = map(np.concatenate, zip(*batches))
+  images = images.astype(np.float32) / np.float32(data.facts.levels)
+
+  def model(params, x):
+    return nnx.merge(graphdef, *params)(x)
+
+  return ibpjax.batched(model), params, images, labels, config
+
+
+def draw_boxes(path: pathlib.Path, f: Callable, params: Any, x: Any, title: str, eps: float, key: Any) -> None:
   """Widths of the bounds at every layer, and the ranges of 256 random points and corners."""
-  everything = ibpjax.ibp(f, intermediates=True)
+  sources: list[str] = []
 
   def layers(box):
-    out, hidden = everything(params, box)
-    return [box, *hidden.bounds.values(), out], hidden.sources
+    out, hidden = ibpjax.ibp(f, intermediates=True)(params, box)
+    sources[:] = [operation for _, operation, _ in hidden.sources]
+    return [box, *hidden.bounds.values(), out]
 
   box = ibpjax.linf_ball(x, eps, 0., 1.)
-  bounds, sources = layers(box)
+  bounds = jax.vmap(layers)(box)
   uniform, signs = jax.random.split(key)
   inner, corners = jax.random.uniform(uniform, (128, *x.shape)), jax.random.bernoulli(signs, shape=(128, *x.shape))
   points = box.lower + box.width * jnp.concatenate([inner, corners.astype(x.dtype)])
-  values = jax.lax.map(lambda p: [b.lower for b in layers(ibpjax.Interval(p, p))[0]], points)
-  names = ['input', *(f'{i}: before {operation}' for i, (_, operation, _) in enumerate(sources, 1)), 'logits']
+  values = jax.lax.map(lambda p: [b.lower for b in jax.vmap(layers)(ibpjax.Interval(p, p))], points)
+  names = ['input', *(f'{i}: before {operation}' for i, operation in enumerate(sources, 1)), 'logits']
   plots.boxes(path, names, [np.asarray(b.width) for b in bounds], [np.asarray(np.ptp(v, axis=0)) for v in values],
-              f'{len(x)} test examples, eps {eps:g}')
+              title)
+
+
+def attack(text: str) -> tuple[int, int]:
+  """(steps, restarts) of an attack that is written as 40x1."""
+  found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+  if not found:
+    raise app.UsageError(f'--pgd={text}: write steps x restarts of each attack, as in 40x1,200x10')
+  return int(found[1]), int(found[2])
 
 
 def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)  # of the checkpoint library
+  logging.set_verbosity(logging.ERROR)  # of the checkpoint library
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+  methods, attacks = list(dict.fromkeys(FLAGS.methods)), [attack(text) for text in FLAGS.pgd]
+  if not methods or set(methods) - set(METHODS):
+    raise app.UsageError(f'--methods={",".join(methods)}: known are {", ".join(METHODS)}')
+  if not attacks:
+    raise app.UsageError('--pgd is empty: without an attack nothing checks the bounds')
   run = pathlib.Path(FLAGS.run)
-  config = runs.read_config(run)
-  eps = config['eps'] if FLAGS.eps is None else FLAGS.eps
-  data = DATASETS[config['dataset']]()
-  graphdef, (params, averages) = split(runs.build_model(config['model'], data, config['seed']))
-  state = runs.restore(run, dict(params=params, averages=averages))
+  f, params, images, labels, config = open_run(run, FLAGS.data_dir, FLAGS.split)
+  default = config['eps'] if config.get('test_eps') is None else config['test_eps']
+  radii, total = list(dict.fromkeys(FLAGS.eps or [default])), len(images)
+  images, labels = images[:FLAGS.examples], labels[:FLAGS.examples]
+  settings = dict(
+      dataset=config['dataset'], split=FLAGS.split, examples=len(images), of=total, eps=radii, methods=methods,
+      pgd=[f'{steps}x{restarts}' for steps, restarts in attacks], seed=FLAGS.seed,
+      weights=evaluation.fingerprint(params), data=evaluation.fingerprint((images, labels)),
+      **{package: importlib.metadata.version(package) for package in ('ibpjax', 'jax')})
+  path = evaluation.begin(run, settings)
+  size = min(FLAGS.batch_size, len(images))
+  cascade = evaluation.Cascade(f, params, methods=methods, attacks=attacks, seed=FLAGS.seed, batch_size=size)
+  records = evaluation.evaluate(cascade, images, labels, radii, path)
+  results = evaluation.finish(run, settings, records, batch_size=size, versions=runs.versions())
 
-  def batch_model(state, x):
-    return nnx.merge(graphdef, state['params'], state['averages'])(x)
-
-  result = evaluate(ibpjax.batched(batch_model), state, data, eps, method=FLAGS.method, seed=FLAGS.seed,
-                    pgd_steps=FLAGS.pgd_steps, pgd_restarts=FLAGS.pgd_restarts)
-  result |= dict(method=FLAGS.method, pgd=f'{FLAGS.pgd_steps}x{FLAGS.pgd_restarts}')
-  (run / 'certificate.json').write_text(json.dumps(result, indent=2) + '\n')
-  draw_boxes(run / 'boxes.png', batch_model, state, data.test_images[:64], eps, jax.random.key(FLAGS.seed))
-  print(table(result, FLAGS.method.upper(), f'PGD-{result["pgd"]}'))
-  print(f'{run}/certificate.json, {run}/boxes.png')
+  few, pictures = min(64, len(images)), ['boxes.png']
+  draw_boxes(run / 'boxes.png', f, params, images[:few], f'{few} {FLAGS.split} examples, eps {radius_text(max(radii))}',
+             max(radii), jax.random.key(FLAGS.seed))
+  what = f'{total} {FLAGS.split} examples' if len(images) == total else (
+      f'the first {len(images)} of {total} {FLAGS.split} examples (a subset: not the errors on the whole split)')
+  if len(radii) > 1:
+    plots.against_eps(run / 'eps.png', results, f'{config["dataset"]}, {what.split(" (")[0]}')
+    pictures.append('eps.png')
+  print(f'{what}, l-infinity balls, intervals of 95 % (Wilson), PGD {" then ".join(settings["pgd"])}')
+  print(evaluation.table(results))
+  print(', '.join(f'{run}/{name}' for name in ('certificate.json', 'certificates.jsonl', *pictures)))
 
 
 if __name__ == '__main__':

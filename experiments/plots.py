@@ -1,29 +1,38 @@
-"""Pictures of a run: learning curves, and interval widths through the layers."""
+"""Pictures of runs: learning curves, interval widths through the layers, errors against eps and against each other."""
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 
+from ibpjax.verification.report import radius_text
+
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # the backend is chosen first
+from matplotlib.transforms import Bbox
+from matplotlib.ticker import MaxNLocator
 
 
 def curves(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
-  """Losses, errors and the radius against the epoch."""
+  """Losses, errors and the radius against the epoch; errors of the validation split where there is one."""
+  split = 'validation' if any('validation_error' in r for r in records) else 'test'
   epochs = [r['epoch'] for r in records]
-  get = lambda key: [r[key] for r in records]
+  get = lambda key: [r.get(key, np.nan) for r in records]
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
   left.plot(epochs, get('natural'), label='natural')
-  left.plot(epochs, get('robust'), label='robust (IBP, current eps)')
+  if any('robust' in r for r in records):
+    left.plot(epochs, get('robust'), label='robust, current eps')
   left.set(xlabel='epoch', ylabel='training loss [nats]', yscale='log')
-  middle.plot(epochs, get('test_error'), label='natural')
-  middle.plot(epochs, get('test_verified_error'), label='IBP-verified, target eps')
-  middle.set(xlabel='epoch', ylabel='test error [%]', ylim=(0, 102))
+  seen = [i for i, value in enumerate(get(f'{split}_error')) if not np.isnan(value)]
+  for key, label in ((f'{split}_error', 'natural'), (f'{split}_verified_error', 'IBP-verified, target eps')):
+    middle.plot([epochs[i] for i in seen], [get(key)[i] for i in seen], label=label)
+  middle.set(xlabel='epoch', ylabel=f'{split} error [%]', ylim=(0, 102))
   right.plot(epochs, np.divide(get('eps'), max(get('eps')) or 1), label=f'eps / {max(get("eps")):g}')
   right.plot(epochs, get('kappa'), label='kappa, weight of the natural loss')
   right.set(xlabel='epoch', ylim=(0, 1.02))
   for axis in (left, middle, right):
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False, loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0)
   figure.savefig(path, dpi=120)
@@ -53,5 +62,96 @@ def boxes(path: pathlib.Path, names: list[str], widths: list[np.ndarray], sample
   axis.set_xticks(places, names, rotation=30, ha='right')
   axis.legend(frameon=False)
   axis.spines[['top', 'right']].set_visible(False)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def against_eps(path: pathlib.Path, results: list[dict[str, Any]], title: str) -> None:
+  """Verified, attacked and natural error against the radius, with bands for their intervals.
+
+  Args:
+    path: where the picture goes.
+    results: summaries of several radii (`ibpjax.verification.report.summarise`).
+    title: one line.
+  """
+  results = sorted(results, key=lambda r: r['eps'])
+  texts = [radius_text(r['eps']) for r in results]
+  levels = any('/' in text for text in texts) and all('/' in text or text == '0' for text in texts)
+  eps = [r['eps'] * (255 if levels else 1) for r in results]
+  figure, axis = plt.subplots(figsize=(6, 3.8), layout='constrained')
+  for kind, label, colour in (('verified', 'verified', 'C1'), ('attacked', 'PGD', 'C2'), ('natural', 'natural', 'C0')):
+    low, high = zip(*(r[f'{kind}_interval'] for r in results))
+    axis.plot(eps, [r[f'{kind}_error'] for r in results], color=colour, marker='o', markersize=4, label=label)
+    axis.fill_between(eps, low, high, color=colour, alpha=.2, linewidth=0)
+  top = max(r['verified_interval'][1] for r in results)
+  axis.set(xlabel='eps [1/255]' if levels else 'eps, pixels in [0, 1]', ylabel='error [%], bands: 95 % (Wilson)',
+           title=title, ylim=(0, min(102, 1.05 * top)))
+  _finish(figure, axis, path)
+
+
+def learning_curves(path: pathlib.Path, runs: dict[str, list[dict[str, tuple[list[float], list[float]]]]]) -> None:
+  """Verified and natural error against the epoch, one colour a name.
+
+  Args:
+    path: where the picture goes.
+    runs: name -> for each of its runs, natural and verified: (epochs, errors in per cent). Those
+      without runs are not drawn, but have their colour.
+  """
+  figure, axis = plt.subplots(figsize=(8, 4.2), layout='constrained')
+  for (name, members), colour in zip(runs.items(), _colours(len(runs))):
+    if members:
+      axis.plot([], color=colour, label=name)
+    for curves in members:
+      axis.plot(*curves['verified'], color=colour, linewidth=1.2)
+      axis.plot(*curves['natural'], color=colour, linewidth=1.2, linestyle='--')
+  axis.plot([], color='black', label='IBP-verified')
+  axis.plot([], color='black', linestyle='--', label='natural')
+  axis.set(xlabel='epoch', ylabel='error [%]', ylim=(0, 102))
+  _finish(figure, axis, path)
+
+
+def tradeoff(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
+  """Verified error against natural error, one point a name and radius.
+
+  Args:
+    path: where the picture goes.
+    runs: name -> for each radius, eps: its text; natural, verified: (value, low, high) in per cent.
+      Those without radii are not drawn, but have their colour.
+  """
+  figure, axis = plt.subplots(figsize=(8, 4.8), layout='constrained')
+  labels = []
+  for (name, points), colour in zip(runs.items(), _colours(len(runs))):
+    if not points:
+      continue
+    x, y = (np.array([p[kind] for p in points]) for kind in ('natural', 'verified'))
+    reach = [np.abs(values[:, 1:] - values[:, :1]).T for values in (x, y)]
+    axis.errorbar(x[:, 0], y[:, 0], xerr=reach[0], yerr=reach[1], fmt='o', color=colour, label=name, elinewidth=1)
+    labels += [(p['natural'][0], p['verified'][0], f'eps {p["eps"]}', colour) for p in points]
+  axis.margins(.12)
+  (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+  axis.set(xlabel='natural error [%]', ylabel='verified error [%]', xlim=(max(0, left), right),
+           ylim=(max(0, bottom), min(102, top)), title='bars: 95 % (Wilson), or ± standard deviation over seeds')
+  _finish(figure, axis, path, labels)
+
+
+def _colours(n: int) -> list[Any]:
+  """One colour for each of n names."""
+  return [f'C{i}' for i in range(n)] if n <= 10 else list(plt.get_cmap('turbo')(np.linspace(0, 1, n)))
+
+
+def _finish(figure: Any, axis: Any, path: pathlib.Path, labels: Sequence[tuple[float, float, str, Any]] = ()) -> None:
+  """Puts the legend beside the axis, labels beside their points, and saves."""
+  axis.spines[['top', 'right']].set_visible(False)
+  axis.legend(frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0)
+  figure.canvas.draw()  # from here on places in pixels are known
+  taken = [Bbox.from_bounds(*(axis.transData.transform((x, y)) - 5), 10, 10) for x, y, _, _ in labels]
+  for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+    for up in range(0, 200, 2):  # the least shift upwards that covers no point and no other label
+      note = axis.annotate(text, (x, y), xytext=(7, up - 3), textcoords='offset points', color=colour, fontsize=8)
+      box = note.get_window_extent()
+      if not any(box.overlaps(other) for other in taken):
+        break
+      note.remove()
+    taken.append(box)
   figure.savefig(path, dpi=120)
   plt.close(figure)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: config.json, metrics.jsonl and a checkpoint of its model."""
+"""What a run is on disk: a folder with config.json, metrics.jsonl, checkpoints/; and the model that it holds."""
 import importlib.metadata
 import json
 import pathlib
@@ -8,19 +8,39 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from flax import nnx
 
-from experiments.data import Dataset
+from experiments import logs
+from experiments.datasets import Facts
 from ibpjax import nn
+from ibpjax.training import split
+from ibpjax.training.checkpoints import Checkpoints, fill
 
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
-    'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
+    'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'dm_large': nn.dm_large,
+    'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
+# Flags that say how and where a run is done, not what is computed: these may change when it goes on.
+CIRCUMSTANCES = {'out', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds'}
 
 
-def build_model(name: str, data: Dataset, seed: int) -> nn.Sequential:
-  """A freshly initialised model for the images of a dataset."""
-  return MODELS[name](input_shape=data.train_images.shape[1:], classes=data.classes, rngs=nnx.Rngs(seed))
+def build_model(config: dict[str, Any], facts: Facts, seed: int) -> nn.Sequential:
+  """A freshly initialised model for the images of a dataset, its normalisation the first layer."""
+  name, options = config['model'], {}
+  for flag, option, models in (('hidden', 'hidden', ['mlp']), ('width', 'width', ['cnn7', 'dm_large']),
+                               ('valid', 'valid', ['dm_small', 'dm_medium'])):
+    if config.get(flag):
+      if name not in models:
+        raise ValueError(f'--{flag} is an option of {" and ".join(models)}, not of {name}: leave it out')
+      options[option] = config[flag]
+  model = MODELS[name](input_shape=facts.shape, classes=facts.classes, rngs=nnx.Rngs(seed), **options)
+  if any(facts.mean) or set(facts.std) != {1.}:
+    model = nn.Sequential([nn.Normalise(facts.mean, facts.std), *model.layers])
+  return model
+
+
+def parameters(model: nn.Sequential) -> int:
+  """The number of trained numbers of a model."""
+  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def versions() -> dict[str, Any]:
@@ -37,41 +57,56 @@ def versions() -> dict[str, Any]:
               devices=[str(d) for d in jax.devices()], machine=platform.platform())
 
 
-def write_config(out: pathlib.Path, flags: dict[str, Any]) -> None:
-  """Every flag with its value, defaults included, and what it ran on."""
-  (out / 'config.json').write_text(json.dumps(dict(flags=flags, versions=versions()), indent=2) + '\n')
+def begin(out: pathlib.Path, config: dict[str, Any]) -> None:
+  """Writes config.json: every flag with its value, defaults included, and the software. Refuses another run's folder.
+
+  Raises:
+    ValueError: the folder holds a run with other flags.
+  """
+  path = out / 'config.json'
+  if path.exists():
+    old = read_config(out)
+    differ = [f'--{k}={old.get(k)} there and {config.get(k)} here' for k in sorted(old.keys() | config.keys())
+              if k not in CIRCUMSTANCES and old.get(k) != config.get(k)]
+    if differ:
+      raise ValueError(f'{out} holds a run with other flags ({"; ".join(differ)}): use these to go on with it, or '
+                       'another --out, or delete the folder')
+  elif out.exists() and any(out.iterdir()):
+    raise ValueError(f'{out} holds files and is not the folder of a run: use another --out')
+  else:
+    out.mkdir(parents=True, exist_ok=True)
+    logs.write(path, json.dumps(dict(flags=config, versions=versions()), indent=2) + '\n')
 
 
 def read_config(out: pathlib.Path) -> dict[str, Any]:
-  """The flags of a finished run, or an error that says what is missing."""
+  """The flags of a run, or an error that says what is missing."""
   path = out / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{path} does not exist: {out} is not the folder of a run. Train one with '
                             f'`python -m experiments.train --out={out}`')
-  return json.loads(path.read_text())['flags']
+  try:
+    return json.loads(path.read_text())['flags']
+  except (json.JSONDecodeError, KeyError, TypeError):
+    raise ValueError(f'{path} is not the config of a run: it was changed. Restore it, or train again') from None
 
 
-def append(path: pathlib.Path, record: dict[str, Any]) -> None:
-  """One JSON line."""
-  with path.open('a') as file:
-    file.write(json.dumps(record) + '\n')
+def checkpoints(out: pathlib.Path) -> Checkpoints:
+  return Checkpoints(out / 'checkpoints')
 
 
-def _named(state: Any) -> dict[str, Any]:
-  return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_flatten_with_path(state)[0]}
+def trained(out: pathlib.Path, facts: Facts) -> tuple[Any, Any]:
+  """(graphdef, (params, averages)) of the model that a finished run left; with --swa_from the averaged one.
 
-
-def save(out: pathlib.Path, state: Any) -> None:
-  """The arrays of a pytree, by the names of their paths."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((out / 'checkpoint').absolute(), _named(state), force=True)
-
-
-def restore(out: pathlib.Path, like: Any) -> Any:
-  """The pytree that `save` wrote, in the structure, shapes and dtypes of `like`."""
-  path = (out / 'checkpoint').absolute()
-  if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist: the run in {out} was not finished. Train it again')
-  with ocp.StandardCheckpointer() as checkpointer:
-    stored = checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like)))
-  return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in _named(like)])
+  Raises:
+    FileNotFoundError, CheckpointError: there is no such run, it was not finished, or it is corrupt.
+  """
+  config = read_config(out)
+  saved = checkpoints(out)
+  graphdef, state = split(build_model(config, facts, config['seed']))
+  if not saved.steps():
+    raise FileNotFoundError(f'{out} was not finished: it has no checkpoint. Go on with it by its command')
+  step, arrays, notes = saved.restore()
+  if not notes['finished']:
+    raise FileNotFoundError(f'{out} was not finished: its last checkpoint is of step {step}. Go on with it by its '
+                            'command')
+  return graphdef, fill(dict(final=state), arrays, saved.folder / str(step))['final']

@@ -1,10 +1,18 @@
-"""Trains a classifier with interval bounds and writes its run to a folder.
+r"""Trains a classifier with guaranteed bounds and writes its run to a folder.
 
     python -m experiments.train --dataset=digits --model=dm_small --eps=0.1 --out=runs/digits
+    python -m experiments.train --dataset=mnist --data_dir=~/tensorflow_datasets --model=mlp --hidden=100,100,100 \
+        --eps=0.1 --seeds=0,1,2 --out=runs/fcnn
+
+The same command goes on with a run that was stopped or killed, and ends as if it had never stopped.
 """
 import functools
+import itertools
+import json
 import pathlib
+import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,82 +23,221 @@ from flax import nnx
 from tqdm import tqdm
 
 import ibpjax
-from experiments import plots, runs
-from experiments.data import DATASETS, batches
+from experiments import datasets, logs, pipeline, plots, runs
+from experiments.flags import define_integers, define_radius
 from ibpjax import training
+from ibpjax.training import augment
+from ibpjax.training.checkpoints import fill
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('dataset', 'digits', list(DATASETS), 'What to train on.')
+flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.')
+flags.DEFINE_string('data_dir', '~/tensorflow_datasets', 'Folder of TFDS, of packed .npz files, or of image folders.')
+flags.DEFINE_integer('validation', 0, 'Training examples held out; then they are evaluated, not the test split.', 0)
+flags.DEFINE_bool('augment', True, 'Random flips and crops, where the dataset has them.')
+flags.DEFINE_integer('workers', 2, 'Processes that read a dataset too large for memory.', 0)
 flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
-flags.DEFINE_float('eps', 0.1, 'Radius of the l-infinity ball to train for; pixels lie in [0, 1].', 0., 1.)
+define_integers('hidden', [], 'Widths of the hidden layers of mlp.')
+flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn7 and dm_large.', 1)
+flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium (Gowal et al. 2018).')
+flags.DEFINE_enum('loss', 'ibp', ['ibp', 'pgd', 'trades', 'natural'], 'What is minimised beside the natural loss.')
+flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training by pgd and trades.', 1)
+flags.DEFINE_float('trades_weight', 6., 'Weight of the divergence in trades.', 0.)
+define_radius('eps', .1, 'Radius of the l-infinity ball to train for; pixels lie in [0, 1].')
+define_radius('test_eps', None, 'Radius that the curves evaluate; the default is --eps.')
 flags.DEFINE_integer('epochs', 60, 'Passes over the training split.', 1)
 flags.DEFINE_integer('warmup_epochs', 3, 'Epochs with eps 0 before the ramp.', 0)
 flags.DEFINE_integer('ramp_epochs', 30, 'Epochs in which eps grows to its value.', 0)
 flags.DEFINE_enum('schedule', 'smoothed', ['linear', 'smoothed'], 'Shape of the ramp of eps.')
 flags.DEFINE_float('kappa_start', 1., 'Weight of the natural loss before the ramp.', 0., 1.)
-flags.DEFINE_float('kappa_end', 0., 'Weight of the natural loss after the ramp.', 0., 1.)
+flags.DEFINE_float('kappa_end', 0., 'Weight of the natural loss after the ramp; linear in eps between.', 0., 1.)
 flags.DEFINE_integer('batch_size', 32, 'Examples a step.', 1)
-flags.DEFINE_float('learning_rate', 2e-3, 'Of Adam; a tenth of it in the last fifth of the epochs.', 0.)
-flags.DEFINE_integer('seed', 0, 'Of initial weights and of the order of examples.')
-flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; made anew.')
+flags.DEFINE_integer('accumulate', 1, 'Steps whose gradients are averaged into one update.', 1)
+flags.DEFINE_float('learning_rate', 2e-3, 'Of Adam.', 0.)
+define_integers('drops', [48], 'Epochs after which the learning rate is multiplied by --drop.')
+flags.DEFINE_float('drop', .1, 'Factor of the learning rate.', 0., 1.)
+flags.DEFINE_float('gradient_clip', 0., 'Greatest l2 norm of the gradient; 0 for no limit.', 0.)
+flags.DEFINE_float('l1', 0., 'Weight of the L1 norm of the kernels.', 0.)
+flags.DEFINE_integer('swa_from', None, 'Epoch from which on weights are averaged, one sample an epoch.', 1)
+define_integers('seeds', [0], 'Of initial weights, order, augmentation and attacks; several give several runs.')
+flags.DEFINE_integer('evaluate_every', 1, 'Epochs between evaluations.', 1)
+flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 saves every step.', 0.)
+flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
+flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)  # of the checkpoint library
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def check_flags() -> None:
+  """Raises for combinations that make no sense, before anything is written."""
   if FLAGS.warmup_epochs + FLAGS.ramp_epochs > FLAGS.epochs:
     raise app.UsageError(f'--epochs={FLAGS.epochs} ends before the ramp of eps does: it needs --warmup_epochs + '
                          f'--ramp_epochs = {FLAGS.warmup_epochs + FLAGS.ramp_epochs}')
-  data = DATASETS[FLAGS.dataset]()
-  per_epoch = len(data.train_images) // FLAGS.batch_size
-  if not per_epoch:
-    raise app.UsageError(f'--batch_size={FLAGS.batch_size} is more than the {len(data.train_images)} examples')
-  out = pathlib.Path(FLAGS.out)
-  out.mkdir(parents=True, exist_ok=True)
-  runs.write_config(out, {f.name: f.value for f in FLAGS.get_key_flags_for_module(argv[0])})
-  metrics_path = out / 'metrics.jsonl'
-  metrics_path.unlink(missing_ok=True)
+  if len(set(FLAGS.seeds)) != len(FLAGS.seeds) or not FLAGS.seeds:
+    raise app.UsageError(f'--seeds={FLAGS.seeds}: give one or more different numbers')
+  if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
+    raise app.UsageError(f'--swa_from={FLAGS.swa_from} comes after the last epoch, {FLAGS.epochs}')
 
+
+def objective_and_schedules(per_epoch: int) -> dict[str, Any]:
+  """What `train_step` takes beside the model and the optimizer."""
   ramp = dict(start=FLAGS.warmup_epochs * per_epoch, length=FLAGS.ramp_epochs * per_epoch)
-  drop = int(.8 * FLAGS.epochs) * per_epoch
-  optimizer = optax.adam(optax.piecewise_constant_schedule(FLAGS.learning_rate, {drop: .1}))
-  graphdef, state = training.TrainState.create(runs.build_model(FLAGS.model, data, FLAGS.seed), optimizer)
-  step = jax.jit(functools.partial(
-      training.train_step, graphdef=graphdef, optimizer=optimizer,
-      eps=getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp),
-      kappa=training.linear(FLAGS.kappa_end, **ramp, initial=FLAGS.kappa_start)))
+  eps = getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp)
+  pgd = functools.partial(training.pgd_objective, steps=FLAGS.pgd_steps)
+  trades = functools.partial(training.trades_objective, steps=FLAGS.pgd_steps, weight=FLAGS.trades_weight)
+  objective = dict(ibp=training.ibp_objective, pgd=pgd, trades=trades, natural=None)[FLAGS.loss]
+  kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
+  return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1)
+
+
+def optimizer_for(per_epoch: int) -> optax.GradientTransformation:
+  """Adam with its drops, clipping before it, accumulation around it."""
+  updates = per_epoch // FLAGS.accumulate
+  rate = optax.piecewise_constant_schedule(FLAGS.learning_rate, {epoch * updates: FLAGS.drop for epoch in FLAGS.drops})
+  clip = [optax.clip_by_global_norm(FLAGS.gradient_clip)] if FLAGS.gradient_clip else []
+  chain = optax.chain(*clip, optax.adam(rate))
+  return optax.MultiSteps(chain, FLAGS.accumulate) if FLAGS.accumulate > 1 else chain
+
+
+def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
+  """Stored images as floats in [0, 1] of the shape that the model takes; augmented if there is a key."""
+  size = facts.shape[0]
+  if key is None:
+    images = augment.centre_crop(images, size)
+  else:
+    crop, rest = jax.random.split(key)
+    images = augment.crop(crop, images, size)
+    if FLAGS.augment and (facts.flip or facts.pad):
+      images = augment.flip_and_crop(rest, images, flip=facts.flip, pad=facts.pad, edge=facts.edge)
+  return images.astype(jnp.float32) / facts.levels
+
+
+def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Any:
+  """(params, averages) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance."""
+  def one(model, x, y):
+    return ibpjax.margins(model(x[None])[0], y)
 
   @jax.jit
-  def test(state):
-    """Natural and IBP-verified error on the test split, as trained (no allowance for rounding)."""
-    def one(model, x, y):
-      return ibpjax.margins(model(x[None])[0], y)
-    model = nnx.merge(graphdef, state.params, state.averages)
-    box = ibpjax.linf_ball(data.test_images, FLAGS.eps, 0., 1.)
-    clean = jax.vmap(one, (None, 0, 0))(model, data.test_images, data.test_labels)
-    bound = jax.vmap(ibpjax.ibp(one, elide=True), (None, 0, 0))(model, box, data.test_labels).lower
-    error = lambda margin: 100 * jnp.mean(~(margin.min(-1) > 0))
-    return dict(test_error=error(clean), test_verified_error=error(bound))
+  def wrong(params, averages, images, labels):
+    model, x = nnx.merge(graphdef, params, averages), prepared(facts, images, None)
+    clean = jax.vmap(one, (None, 0, 0))(model, x, labels)
+    bound = jax.vmap(ibpjax.ibp(one, elide=True), (None, 0, 0))(model, ibpjax.linf_ball(x, eps, 0., 1.), labels).lower
+    return jnp.stack([jnp.sum(~(m.min(-1) > 0)) for m in (clean, bound)])
 
-  rng, start, records = np.random.default_rng(FLAGS.seed), time.time(), []
-  for epoch in tqdm(range(1, FLAGS.epochs + 1), desc='training', unit='epoch', disable=None):
-    seen = []
-    for images, labels in batches(data.train_images, data.train_labels, FLAGS.batch_size, rng):
-      state, metrics = step(state, images, labels)
-      seen.append(metrics)
-    means = {k: float(np.mean([m[k] for m in seen])) for k in seen[0]}
-    means |= {f'train_{k}': 100 * means.pop(k) for k in ('error', 'verified_error')}  # per cent, as for the test split
-    last = dict(eps=float(seen[-1]['eps']), kappa=float(seen[-1]['kappa']))
-    tested = {k: float(v) for k, v in test(state).items()}
-    records.append(dict(epoch=epoch, step=int(state.step), **means | last, **tested, seconds=time.time() - start))
-    runs.append(metrics_path, records[-1])
-    if not np.isfinite(means['loss']):
-      raise FloatingPointError(f'the loss is {means["loss"]} in epoch {epoch}: lower --learning_rate or lengthen '
-                               '--ramp_epochs')
-  runs.save(out, dict(params=state.params, averages=state.averages))
-  plots.curves(out / 'curves.png', records)
-  print(f'trained {FLAGS.epochs} epochs in {records[-1]["seconds"]:.0f} s: {out}/curves.png, {out}/metrics.jsonl')
+  def evaluate(params, averages):
+    counts = np.sum([wrong(params, averages, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
+                    axis=0)
+    return {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
+  return evaluate
+
+
+def steps(feed: Any, per_epoch: int, start: int, total: int) -> Any:
+  """(number of the step, images, labels) of all steps after `start`, in an order that the seed alone fixes."""
+  while start < total:
+    epoch, first = divmod(start, per_epoch)
+    for images, labels in itertools.islice(feed.batches(epoch, first), per_epoch - first):
+      start += 1
+      yield start, images, labels
+
+
+def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float) -> dict[str, Any] | None:
+  """One run, or what remains of it: its last record, or None if the deadline came first."""
+  facts, begun = data.facts, time.monotonic()
+  feed = (pipeline.Resident(data.train, FLAGS.batch_size, seed) if isinstance(data.train, datasets.Split) else
+          pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers))
+  per_epoch = len(feed) // FLAGS.accumulate * FLAGS.accumulate
+  if not per_epoch:
+    raise ValueError(f'--accumulate={FLAGS.accumulate} is more than the {len(feed)} batches of an epoch')
+  total = FLAGS.epochs * per_epoch
+  optimizer, options = optimizer_for(per_epoch), objective_and_schedules(per_epoch)
+  config = {f.name: f.value for f in FLAGS.get_key_flags_for_module(__name__)} | dict(seed=seed)
+  model, key = runs.build_model(config, facts, seed), jax.random.key(seed)
+  graphdef, state = training.TrainState.create(model, optimizer)
+
+  def step(state, images, labels):
+    augmenting, attacking = jax.random.split(jax.random.fold_in(key, state.step))
+    batch = prepared(facts, images, augmenting), labels
+    return training.train_step(state, batch, attacking, graphdef=graphdef, optimizer=optimizer, **options)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def advance(state, sums, images, labels):
+    state, metrics = step(state, images, labels)
+    return state, jax.tree.map(jnp.add, sums, metrics), metrics
+
+  batch = (jax.ShapeDtypeStruct((FLAGS.batch_size, *facts.shape), jnp.uint8),
+           jax.ShapeDtypeStruct((FLAGS.batch_size,), jnp.int32))
+  zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(step, state, *batch)[1])
+  runs.begin(out, config | dict(parameters=runs.parameters(model)))
+  saved = runs.checkpoints(out)
+  now, before, averaged = dict[str, Any](state=state, sums=zeros()), 0., 0
+  if FLAGS.swa_from is not None:
+    now['mean'] = jax.tree.map(jnp.zeros_like, state.params)
+  if saved.steps():
+    at, arrays, notes = saved.restore()
+    now, before, averaged = fill(now, arrays, saved.folder / str(at)), notes['seconds'], notes['averaged']
+  start = int(now['state'].step)
+  log = logs.Log(out, start)
+  if start == total:
+    print(f'{out} is finished: {total} steps. Delete the folder to train again')
+    return log.records[-1]
+  evaluate = evaluator(graphdef, facts, data.validation or data.test, 'validation' if data.validation else 'test',
+                       FLAGS.eps if FLAGS.test_eps is None else FLAGS.test_eps)
+  last, seconds = time.monotonic(), lambda: before + time.monotonic() - begun
+  with tqdm(total=total, initial=start, desc=str(out), unit='step', disable=None) as bar:
+    for number, images, labels in steps(feed, per_epoch, start, total):
+      now['state'], now['sums'], metrics = advance(now['state'], now['sums'], images, labels)
+      jax.block_until_ready(metrics)
+      bar.update()
+      epoch, rest = divmod(number, per_epoch)
+      final = dict[str, Any]()
+      if not rest:
+        means = {k: float(v) / per_epoch for k, v in now['sums'].items()}
+        means |= {f'train_{k}': 100 * means.pop(k) for k in list(means) if k.endswith('error')}  # per cent, as below
+        if not np.isfinite(means['loss']):
+          raise FloatingPointError(f'the loss is {means["loss"]} in epoch {epoch}: lower --learning_rate, lengthen '
+                                   '--ramp_epochs or set --gradient_clip')
+        means |= {k: float(metrics[k]) for k in ('eps', 'kappa')}
+        now['sums'] = zeros()
+        if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
+          now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
+        params, averages = now['state'].params, now['state'].averages
+        if number == total and averaged:
+          clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
+          params, averages = now['mean'], training.measured_averages(graphdef, now['mean'], averages, clean)
+        if epoch % FLAGS.evaluate_every == 0 or number == total:
+          means |= evaluate(params, averages)
+        log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
+        log.say(FLAGS.epochs)
+        final = dict(final=(params, averages)) if number == total else {}
+      stop = time.monotonic() > deadline
+      if final or stop or time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes:
+        saved.save(number, now | final, dict(seconds=seconds(), averaged=averaged, finished=bool(final)))
+        last = time.monotonic()
+      if stop and not final:
+        return None
+  log.close()
+  plots.curves(out / 'curves.png', log.records)
+  return log.records[-1]
+
+
+def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.ERROR)  # of the checkpoint library
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+  check_flags()
+  deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes is not None else float('inf')
+  data, out, records = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation), pathlib.Path(FLAGS.out), []
+  for seed in FLAGS.seeds:
+    where = out / f'seed{seed}' if len(FLAGS.seeds) > 1 else out
+    record = train(data, where, seed, deadline)
+    if record is None:
+      print(f'stopped after {FLAGS.max_minutes:g} minutes and saved in {where}: the same command goes on')
+      return
+    records.append(record)
+    print(f'trained {FLAGS.epochs} epochs in {record["seconds"]:.0f} s: {where}/curves.png, {where}/metrics.jsonl')
+  if len(records) > 1:
+    summary = {k: dict(mean=statistics.mean(r[k] for r in records), std=statistics.stdev(r[k] for r in records))
+               for k in records[0] if k.endswith('error')}
+    logs.write(out / 'seeds.json', json.dumps(dict(seeds=FLAGS.seeds, **summary), indent=2) + '\n')
+    for k, v in summary.items():
+      print(f'{k:<28} {v["mean"]:6.2f} +- {v["std"]:.2f} % over {len(records)} seeds')
 
 
 if __name__ == '__main__':

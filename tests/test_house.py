@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from experiments import primitives
@@ -41,8 +40,8 @@ def test_imports_point_down(path):
       assert floor(parts[1]) < floor(own), f'{own} imports {name}'
 
 
-def test_core_depends_on_five_packages():
-  allowed = {'jax', 'numpy', 'flax', 'optax', 'ibpjax'} | set(sys.stdlib_module_names)
+def test_core_depends_on_six_packages():
+  allowed = {'jax', 'numpy', 'flax', 'optax', 'orbax', 'ibpjax'} | set(sys.stdlib_module_names)
   used = {name.split('.')[0] for path in (ROOT / 'ibpjax').rglob('*.py') for name in imported(path)}
   assert used <= allowed
 
@@ -73,40 +72,55 @@ def run(*command):
 
 
 def test_train_and_certify_end_to_end(tmp_path):
-  out = tmp_path / 'run'
-  trained = run('experiments.train', '--model=mlp', '--epochs=3', '--warmup_epochs=1', '--ramp_epochs=1', '--eps=.02',
-                f'--out={out}')
+  out = tmp_path / 'runs'
+  flags = ['--model=mlp', '--hidden=32', '--epochs=3', '--warmup_epochs=1', '--ramp_epochs=1', '--eps=5/255',
+           '--seeds=0,1']
+  trained = run('experiments.train', *flags, f'--out={out}')
   assert trained.returncode == 0, trained.stderr
-  lines = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()]
+  assert 'over 2 seeds' in trained.stdout
+  lines = [json.loads(line) for line in (out / 'seed1' / 'metrics.jsonl').read_text().splitlines()]
   assert [r['epoch'] for r in lines] == [1, 2, 3]
-  assert [round(r['eps'], 6) for r in lines] == [0, pytest.approx(.02, rel=.1), .02]
-  config = json.loads((out / 'config.json').read_text())
+  assert [r['eps'] for r in lines] == [0, pytest.approx(5 / 255, rel=.1), pytest.approx(5 / 255)]
+  config = json.loads((out / 'seed1' / 'config.json').read_text())
   assert config['flags']['batch_size'] == 32
-  assert config['flags']['model'] == 'mlp'
+  assert config['flags']['seed'] == 1
   assert {'commit', 'jax', 'devices'} <= set(config['versions'])
+  assert list((out / 'seed1' / 'events').iterdir())
+  again = run('experiments.train', *flags, f'--out={out}')
+  assert again.returncode == 0, again.stderr
+  assert 'is finished' in again.stdout
 
-  certified = run('experiments.certify', f'--run={out}', '--pgd_steps=5')
+  certified = run('experiments.certify', f'--run={out}/seed1', '--pgd=5x2,10x2', '--eps=1/255,5/255')
   assert certified.returncode == 0, certified.stderr
-  result = json.loads((out / 'certificate.json').read_text())
-  assert result['examples'] == 500
-  assert result['natural_error'] <= result['pgd_error'] <= result['verified_error'] < 100
-  for name in ('natural error', 'PGD-5x5 error', 'IBP-verified error', '500 test examples'):
-    assert name in certified.stdout
-  for picture in ('curves.png', 'boxes.png'):
-    assert (out / picture).read_bytes().startswith(b'\x89PNG')
-  assert abs(lines[-1]['test_error'] - result['natural_error']) < 1
+  for name in ('curves.png', 'boxes.png', 'eps.png'):
+    assert (out / 'seed1' / name).read_bytes().startswith(b'\x89PNG')
+  records = [json.loads(line) for line in (out / 'seed1' / 'certificates.jsonl').read_text().splitlines()
+             if 'index' in line]
+  assert len(records) == 2 * 500
+  wrong = sum(r['verdict'] == 'misclassified' for r in records) / 2
+  assert 100 * wrong / 500 == pytest.approx(lines[-1]['test_error'], abs=1)
+
+  compared = run('experiments.compare', f'--runs={out}/seed0,{out}/seed1', f'--out={tmp_path}/compare')
+  assert compared.returncode == 0, compared.stderr
+  assert '| mlp' in compared.stdout
 
 
 @pytest.mark.parametrize(('command', 'message'), [
     (('experiments.train', '--model=resnet'), 'should be one of <mlp|dm_small'),
     (('experiments.train', '--colour=red'), "Unknown command line flag 'colour'"),
-    (('experiments.train', '--eps=-1'), 'eps'),
-    (('experiments.train', '--eps=8'), 'eps'),
+    (('experiments.train', '--eps=-1'), 'not a radius in [0, 1]'),
+    (('experiments.train', '--eps=8'), 'write 8/255 and not 8'),
+    (('experiments.train', '--eps=wide'), 'write 0.1 or 8/255'),
+    (('experiments.train', '--dataset=mnist', '--data_dir=/nowhere'), 'does not hold mnist'),
+    (('experiments.train', '--model=dm_small', '--hidden=3'), '--hidden is an option of mlp, not of dm_small'),
+    (('experiments.train', '--epochs=40', '--swa_from=41'), 'comes after the last epoch'),
+    (('experiments.train', '--seeds=1,1'), 'different numbers'),
+    (('experiments.train', '--accumulate=100'), '--accumulate=100 is more than the 40 batches of an epoch'),
     (('experiments.train', '--epochs=5', '--ramp_epochs=9'), 'ends before the ramp of eps does'),
-    (('experiments.train', '--batch_size=5000'), 'more than the 1297 examples'),
+    (('experiments.train', '--batch_size=5000'), 'a batch of 5000 examples cannot be taken from the 1297 examples'),
     (('experiments.train', 'digits'), 'all options are flags'),
     (('experiments.certify', '--run=nowhere'), 'not the folder of a run. Train one with'),
-    (('experiments.certify', '--method=magic'), 'should be one of <ibp>'),
+    (('experiments.certify', '--methods=magic'), 'known are ibp'),
     (('experiments.benchmark', '--nets=alexnet'), 'known are'),
 ])
 def test_bad_flags_are_one_clear_error(command, message, tmp_path):
@@ -118,22 +132,8 @@ def test_bad_flags_are_one_clear_error(command, message, tmp_path):
 
 
 def test_an_unfinished_run_cannot_be_certified(tmp_path):
-  (tmp_path / 'config.json').write_text(json.dumps(dict(flags=dict(dataset='digits', model='mlp', seed=0, eps=.1))))
+  (tmp_path / 'config.json').write_text(json.dumps(dict(flags=dict(
+      dataset='digits', data_dir='', validation=0, model='mlp', seed=0, eps=.1))))
   done = run('experiments.certify', f'--run={tmp_path}')
   assert done.returncode != 0
-  assert 'was not finished. Train it again' in done.stderr
-
-
-def test_an_unsound_verdict_stops_the_evaluation(monkeypatch):
-  """An example that is verified and attacked at once means that a bound is wrong: no table is printed then."""
-  from experiments import evaluation
-  from experiments.data import digits
-
-  class Everything:
-    def __init__(self, n):
-      self.correct = self.verified = np.ones(n, bool)
-
-  monkeypatch.setattr(evaluation.ibpjax, 'certify', lambda f, p, x, *a, **k: Everything(len(x)))
-  with pytest.raises(RuntimeError, match='a bound is wrong'):
-    evaluation.evaluate(lambda p, x: p @ x.ravel(), np.zeros((10, 64), np.float32), digits(), .1, method='ibp', seed=0,
-                        pgd_steps=1, pgd_restarts=1)
+  assert 'was not finished: it has no checkpoint. Go on with it by its command' in done.stderr

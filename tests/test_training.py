@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from ibpjax import margins, nn, training
+from ibpjax import ibp, linf_ball, margins, nn, training
 
 
 @pytest.mark.usefixtures('x64')
@@ -42,6 +42,27 @@ def test_schedules_at_their_edges():
     assert values[4:] == [1., 1.]
 
 
+@pytest.mark.usefixtures('x64')
+def test_weights_follow_the_radius():
+  """kappa = 1 - (eps / eps_max)(1 - kappa_end), beta likewise (Lyu et al. 2021); lambda_0 (1 - eps / eps_max) (Shi).
+
+  MNIST of Lyu et al.: 235 batches an epoch, eps 0 in 10 epochs, linear to .4 in the next 50.
+  """
+  eps = training.linear(.4, 10 * 235, 50 * 235)
+  kappa, beta = training.tied(eps, .4, 1., .5), training.tied(eps, .4, 1., 0.)
+  for epoch, radius in ((0, 0.), (10, 0.), (20, .08), (35, .2), (60, .4), (200, .4)):
+    assert float(eps(epoch * 235)) == pytest.approx(radius)
+    assert float(kappa(epoch * 235)) == pytest.approx(1 - radius / .4 / 2)
+    assert float(beta(epoch * 235)) == pytest.approx(1 - radius / .4)
+  eps = training.smoothed(.03137, 391, 80 * 391)  # Shi et al., CIFAR-10: lambda_0 = .5
+  weight = training.tied(eps, .03137, .5, 0.)
+  for step, radius in ((0, 0.), (4301, 1.508173e-4), (8211, 2.413077e-3), (16031, 1.206538e-2), (31671, .03137)):
+    assert float(weight(step)) == pytest.approx(.5 * (1 - radius / .03137), rel=1e-6)
+  assert float(training.tied(lambda s: 0., 0., 1., .3)(7)) == pytest.approx(.3)
+  rate = optax.piecewise_constant_schedule(5e-4, {130 * 235: .1, 190 * 235: .1})
+  assert [float(rate(e * 235)) for e in (0, 129, 131, 191)] == [pytest.approx(v) for v in (5e-4, 5e-4, 5e-5, 5e-6)]
+
+
 def test_robust_loss_is_the_cross_entropy_of_the_worst_logits():
   lower = jnp.array([[.5, -1., 2.], [30., 40., 50.]])
   by_hand = np.log(1 + np.exp(-np.array(lower)).sum(-1)).mean()
@@ -52,15 +73,16 @@ def test_robust_loss_is_the_cross_entropy_of_the_worst_logits():
   assert float(training.robust_loss(clean)) == pytest.approx(float(training.natural_loss(logits, labels)), rel=1e-6)
 
 
-def test_published_parameter_counts():
-  count = lambda model: sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-  rngs, cifar = nnx.Rngs(0), (32, 32, 3)
-  assert count(nn.dm_small(rngs=rngs)) == 828_806
-  assert count(nn.dm_medium(rngs=rngs)) == 2_466_282
-  assert count(nn.cnn7(input_shape=cifar, rngs=rngs)) == 17_192_650
-  assert count(nn.cnn7(input_shape=(28, 28, 1), rngs=rngs)) == 13_259_338
-  assert count(nn.cnn7(input_shape=cifar, batch_norm=False, rngs=rngs)) == 17_190_602
-  assert count(nn.wk_small(rngs=rngs)) == 166_406
+@pytest.mark.parametrize(('model', 'parameters'), [
+    (nn.dm_small, 828_806), (functools.partial(nn.dm_small, valid=True), 329_606), (nn.dm_medium, 2_466_282),
+    (nn.wk_small, 166_406), (functools.partial(nn.cnn7, input_shape=(32, 32, 3)), 17_192_650),
+    (functools.partial(nn.cnn7, input_shape=(28, 28, 1)), 13_259_338),
+    (functools.partial(nn.dm_large, input_shape=(32, 32, 3)), 17_190_602),
+    (functools.partial(nn.dm_large, input_shape=(28, 28, 1)), 13_257_290),
+    (functools.partial(nn.mlp, (100,) * 3), 99_710), (functools.partial(nn.mlp, (100,) * 5), 119_910)])
+def test_published_parameter_counts(model, parameters):
+  shapes = nnx.eval_shape(lambda: nnx.state(model(rngs=nnx.Rngs(0)), nnx.Param))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
 
 
 @pytest.mark.parametrize(('make', 'shape', 'logits'), [
@@ -94,6 +116,7 @@ def step_of(model, optimizer=None, **kwargs):
   return jax.jit(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, **options)), state
 
 
+KEY = jax.random.key(1)
 IMAGES, LABELS = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1)), jnp.arange(16) % 4
 
 
@@ -104,7 +127,7 @@ def test_training_lowers_the_robust_loss_and_moves_the_averages(make):
   first = state
   history = []
   for _ in range(40):
-    state, metrics = step(state, IMAGES, LABELS)
+    state, metrics = step(state, (IMAGES, LABELS), KEY)
     history.append({k: float(v) for k, v in metrics.items()})
   assert all(np.isfinite(list(m.values())).all() for m in history)
   assert history[-1]['robust'] < .8 * history[0]['robust']
@@ -118,7 +141,7 @@ def test_training_lowers_the_robust_loss_and_moves_the_averages(make):
 
 def test_the_step_is_a_pure_function():
   step, state = step_of(nn.mlp((16,), input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0)))
-  one, two = step(state, IMAGES, LABELS), step(state, IMAGES, LABELS)
+  one, two = step(state, (IMAGES, LABELS), KEY), step(state, (IMAGES, LABELS), KEY)
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
     np.testing.assert_array_equal(a, b)
 
@@ -126,12 +149,118 @@ def test_the_step_is_a_pure_function():
 def test_natural_training_is_radius_zero_and_weight_one():
   model = nn.mlp((16,), input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0))
   step, state = step_of(model, eps=lambda s: 0., kappa=lambda s: 1.)
-  after, metrics = step(state, IMAGES, LABELS)
+  after, metrics = step(state, (IMAGES, LABELS), KEY)
   gradient = jax.grad(lambda p: training.natural_loss(nnx.merge(nnx.graphdef(model), p)(IMAGES), LABELS))(state.params)
   want = jax.tree.map(lambda p, g: p - .1 * g, state.params, gradient)
   for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(want)):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
   assert float(metrics['robust']) == pytest.approx(float(metrics['natural']), rel=1e-5)
+
+
+def classifier():
+  return nn.mlp((16,), input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures('promotion')
+@pytest.mark.parametrize('make', [
+    classifier, lambda: nn.cnn7(width=2, input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0))])
+@pytest.mark.parametrize('objective', [training.pgd_objective, training.trades_objective])
+def test_adversarial_training_lowers_its_loss(make, objective):
+  step, state = step_of(make(), optax.adam(1e-2), eps=lambda s: .05, kappa=lambda s: 0.,
+                        objective=functools.partial(objective, steps=3))
+  history = []
+  for i in range(30):
+    state, metrics = step(state, (IMAGES, LABELS), jax.random.fold_in(KEY, i))
+    history.append({k: float(v) for k, v in metrics.items()})
+  assert history[-1]['robust'] < .8 * history[0]['robust']
+  assert all(m['robust'] >= m['natural'] - .05 for m in history)
+  assert all(0 <= m['attacked_error'] <= 1 for m in history)
+
+
+def test_objectives_at_radius_zero_are_the_natural_loss():
+  for objective in (training.ibp_objective, training.pgd_objective, training.trades_objective):
+    step, state = step_of(classifier(), eps=lambda s: 0., kappa=lambda s: .5, objective=objective)
+    metrics = step(state, (IMAGES, LABELS), KEY)[1]
+    assert float(metrics['robust']) == pytest.approx(float(metrics['natural']), rel=1e-5)
+
+
+def test_the_losses_are_ordered_natural_attacked_bounded():
+  values = {}
+  for objective in (training.ibp_objective, training.pgd_objective):
+    step, state = step_of(classifier(), eps=lambda s: .1, kappa=lambda s: 0., objective=objective)
+    values[objective] = step(state, (IMAGES, LABELS), KEY)[1]
+  bounded, attacked = (float(m['robust']) for m in values.values())
+  natural = float(values[training.pgd_objective]['natural'])
+  assert natural + .01 < attacked < bounded
+  p, q = jnp.array([[1., 2., -1.]]), jnp.array([[0., 1., 3.]])
+  by_hand = (jax.nn.softmax(p) * (jnp.log(jax.nn.softmax(p)) - jnp.log(jax.nn.softmax(q)))).sum()
+  assert float(training.kl_divergence(p, q)) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_natural_training_computes_no_bounds():
+  step, state = step_of(classifier(), objective=None)
+  metrics = step(state, (IMAGES, LABELS), KEY)[1]
+  assert float(metrics['loss']) == float(metrics['natural'])
+  assert 'robust' not in metrics
+
+
+def test_l1_counts_kernels_only():
+  (_, state), weight = training.TrainState.create(classifier(), optax.sgd(.1)), 3e-3
+  kernels = sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(state.params) if x.ndim == 2)
+  plain, more = (step_of(classifier(), l1=l1)[0](state, (IMAGES, LABELS), KEY)[1]['loss'] for l1 in (0., weight))
+  assert float(more - plain) == pytest.approx(weight * kernels, rel=1e-3)
+
+
+@pytest.mark.usefixtures('promotion')
+def test_accumulated_steps_are_one_step_on_their_batch():
+  whole, state = step_of(classifier(), optax.sgd(.1))
+  part, parts = step_of(classifier(), optax.MultiSteps(optax.sgd(.1), 2))
+  after = whole(state, (IMAGES, LABELS), KEY)[0]
+  for half in (slice(None, 8), slice(8, None)):
+    parts = part(parts, (IMAGES[half], LABELS[half]), KEY)[0]
+  for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(parts.params)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  assert int(parts.step) == 2
+
+
+def test_gradients_are_clipped():
+  step, state = step_of(classifier(), optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.)))
+  after, metrics = step(state, (IMAGES, LABELS), KEY)
+  moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
+  assert float(moved) == pytest.approx(1e-3, rel=1e-2)
+  assert float(metrics['gradient_norm']) > 1e-2
+
+
+def test_averaged_weights_and_their_statistics():
+  trees = [dict(a=jnp.full(3, v), b=jnp.asarray(v)) for v in (1., 4., 7.)]
+  mean = jax.tree.map(jnp.zeros_like, trees[0])
+  for i, tree in enumerate(trees):
+    mean = training.running_mean(mean, tree, i)
+  np.testing.assert_allclose(mean['a'], 4, rtol=1e-6)
+  model = nn.cnn7(width=2, input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0))
+  graphdef, (params, averages) = training.split(model)
+  one = training.measured_averages(graphdef, params, averages, [IMAGES])
+  _, stats = model.with_statistics(IMAGES)
+  norms = [layer for layer in nnx.merge(graphdef, params, one).layers if isinstance(layer, nn.BatchNorm)]
+  for found, want in zip(norms, stats, strict=True):
+    np.testing.assert_allclose(found.mean[...], want[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.var[...], want[1], rtol=1e-4, atol=1e-6)
+  halves = training.measured_averages(graphdef, params, averages, [IMAGES[:8], IMAGES[8:]])
+  first = nnx.merge(graphdef, params, halves).layers[1]  # its input is the same in both: the convolution of the images
+  np.testing.assert_allclose(first.mean[...], stats[0][0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(first.var[...], stats[0][1], rtol=1e-4, atol=1e-6)
+  mlp = training.split(classifier())
+  assert training.measured_averages(mlp[0], *mlp[1], [IMAGES]) is mlp[1][1]
+
+
+def test_normalisation_is_a_layer_and_its_radius_in_pixels():
+  x, eps = jax.random.uniform(jax.random.key(2), (5, 4, 4, 3)), .03
+  layer = nn.Normalise((.5, .4, .3), (.2, .25, .3))
+  np.testing.assert_allclose(layer(x), (x - jnp.array([[[[.5, .4, .3]]]])) / jnp.array([[[[.2, .25, .3]]]]), rtol=1e-5)
+  bound = ibp(layer)(linf_ball(x, eps))
+  np.testing.assert_allclose(bound.width, jnp.broadcast_to(2 * eps / jnp.array([.2, .25, .3]), x.shape), rtol=1e-4)
+  with pytest.raises(ValueError, match='one of each a channel'):
+    nn.Normalise((0.,), (0.,))
 
 
 def test_stock_batch_norm_is_refused_with_the_remedy():

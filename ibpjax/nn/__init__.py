@@ -1,6 +1,8 @@
 """Flax NNX modules and models of the certified-training papers."""
 from ibpjax.nn.batch_norm import BatchNorm
-from ibpjax.nn.models import cnn7, dm_medium, dm_small, mlp, wk_small
+from ibpjax.nn.models import cnn7, dm_large, dm_medium, dm_small, mlp, wk_small
+from ibpjax.nn.normalise import Normalise
 from ibpjax.nn.sequential import Sequential, flatten
 
-__all__ = ['BatchNorm', 'Sequential', 'cnn7', 'dm_medium', 'dm_small', 'flatten', 'mlp', 'wk_small']
+__all__ = ['BatchNorm', 'Normalise', 'Sequential', 'cnn7', 'dm_large', 'dm_medium', 'dm_small', 'flatten', 'mlp',
+           'wk_small']

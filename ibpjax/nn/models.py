@@ -113,7 +113,13 @@ def cnn7(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, 
 
   Args:
     width: channels of the first two convolutions; the others have twice as many.
-    batch_norm: before every activation (Shi et al. 2021). Without it this is DM-large.
+    batch_norm: before every activation (Shi et al. 2021). Without it this is `dm_large`.
   """
   convs = [(width, 3, 1, 1), (width, 3, 1, 1), (2 * width, 3, 2, 1), (2 * width, 3, 1, 1), (2 * width, 3, 1, 1)]
   return convolutional(convs, [8 * width], input_shape=input_shape, classes=classes, batch_norm=batch_norm, rngs=rngs)
+
+
+def dm_large(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
+             rngs: nnx.Rngs) -> Sequential:
+  """DM-large (Gowal et al. 2018): `cnn7` without batch normalisation; 17 190 602 parameters on CIFAR-10."""
+  return cnn7(input_shape=input_shape, classes=classes, width=width, batch_norm=False, rngs=rngs)

@@ -52,6 +52,13 @@ class Sequential(nnx.Module):
 
   def record(self, stats: Sequence[Statistics]) -> None:
     """Moves the stored averages towards the statistics that `with_statistics` found."""
-    norms = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
-    for norm, new in zip(norms, stats, strict=True):
+    for norm, new in zip(self._norms(), stats, strict=True):
       norm.record(new)
+
+  def replace(self, stats: Sequence[Statistics]) -> None:
+    """Puts statistics in the place of the stored averages."""
+    for norm, (mean, var) in zip(self._norms(), stats, strict=True):
+      norm.mean[...], norm.var[...] = mean, var
+
+  def _norms(self) -> list[BatchNorm]:
+    return [layer for layer in self.layers if isinstance(layer, BatchNorm)]

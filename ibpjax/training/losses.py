@@ -13,6 +13,17 @@ def natural_loss(logits: Any, labels: Any) -> Any:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def kl_divergence(logits: Any, others: Any) -> Any:
+  """Mean KL(softmax(logits) || softmax(others)) over a batch: (batch, classes) twice -> scalar, in nats."""
+  p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(others)
+  return jnp.sum(jnp.exp(p) * (p - q), axis=-1).mean()
+
+
+def l1_norm(params: Any) -> Any:
+  """The sum of the magnitudes of all weights with two axes or more: kernels, not biases or scales."""
+  return sum((jnp.abs(w).sum() for w in jax.tree.leaves(params) if w.ndim > 1), start=jnp.zeros(()))
+
+
 def robust_loss(lower: Any) -> Any:
   """Mean cross-entropy of the worst logits that lower bounds of the margins allow.
 

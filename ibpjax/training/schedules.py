@@ -1,4 +1,4 @@
-"""Schedules of the perturbation radius, as functions of the training step.
+"""Schedules of the perturbation radius and of the weights tied to it, as functions of the training step.
 
 They are optax schedules: step (an integer, traced or not) -> value.
 """
@@ -48,6 +48,27 @@ def smoothed(value: float, start: int, length: int, initial: float = 0., mid: fl
     quartic = top * (jnp.clip(s, 0., bend) / max(bend, 1)) ** 4
     line = top + (1 - top) * jnp.clip((s - bend) / max(length - bend, 1), 0., 1.)
     return initial + (value - initial) * jnp.where(s < bend, quartic, jnp.where(s >= length, 1., line))
+  return schedule
+
+
+def tied(eps: Schedule, maximum: float, initial: float, final: float) -> Schedule:
+  """A weight that follows the radius: `initial` while eps is 0, `final` once eps is `maximum`, linear in eps between.
+
+  kappa, beta and lambda of the certified-training papers: kappa = 1 - (eps_t / eps)(1 - kappa_end)
+  and beta likewise (Lyu et al. 2021, section 5 of the supplement; Zhang et al. 2020), lambda =
+  lambda_0 (1 - eps_t / eps) (Shi et al. 2021, section 3.2).
+
+  Args:
+    eps: schedule of the radius.
+    maximum: its final value; 0 for natural training, where the weight is `final`.
+    initial, final: values of the weight.
+  """
+  if maximum < 0:
+    raise ValueError(f'the greatest radius is {maximum}; it is >= 0')
+
+  def schedule(step):
+    done = jnp.clip(eps(step) / maximum, 0., 1.) if maximum else 1.
+    return initial + done * (final - initial)
   return schedule
 
 

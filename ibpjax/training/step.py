@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ibpjax.ibp import ibp
-from ibpjax.interval import linf_ball, pytree
-from ibpjax.margins import margins
+from ibpjax.interval import pytree
 from ibpjax.nn.sequential import Sequential
-from ibpjax.training.losses import natural_loss, robust_loss
+from ibpjax.training.losses import l1_norm, natural_loss
+from ibpjax.training.objectives import Objective, ibp_objective
 
 
 @pytree
@@ -47,43 +46,47 @@ def refuse_stock_batch_norm(model: nnx.Module) -> None:
                       'their gradients, so clean and bound passes cannot share them. Use ibpjax.nn.BatchNorm')
 
 
-def train_step(state: TrainState, images: Any, labels: Any, *, graphdef: Any,
+def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef: Any,
                optimizer: optax.GradientTransformation, eps: Callable, kappa: Callable,
-               clip: tuple[Any, Any] = (0., 1.)) -> tuple[TrainState, dict[str, Any]]:
-  """One optimizer step on kappa * natural + (1 - kappa) * robust loss, the robust one by IBP.
+               objective: Objective | None = ibp_objective, l1: float = 0.) -> tuple[TrainState, dict[str, Any]]:
+  """One optimizer step on kappa * natural loss + (1 - kappa) * objective + l1 * sum of |weights|.
 
-  Batch-norm statistics come from the clean batch and are shared by the bound, with gradients.
+  Batch-norm statistics come from the clean batch; bounds and attacks share them, with gradients.
 
   Args:
     state: parameters, averages, optimizer state, step.
-    images: (batch, ...) floats in `clip`.
-    labels: (batch,) integers.
+    batch: (images, labels): (batch, ...) floats in the units of eps, and (batch,) integers.
+    key: PRNG key of this step (of the attacks).
     graphdef: of an `ibpjax.nn.Sequential`.
-    optimizer: optax transformation.
+    optimizer: optax transformation; clipping (`optax.clip_by_global_norm`) and accumulation
+      (`optax.MultiSteps`) are parts of it. Every call of this function is a step of the schedules.
     eps, kappa: schedules, step -> value.
-    clip: valid range of pixels.
+    objective: of `ibpjax.training.objectives`; None trains on the natural loss alone.
+    l1: weight of the L1 norm of the kernels.
 
   Returns:
-    The next state, and the metrics: loss, natural, robust [nats]; error, verified_error (fractions;
-    at the current eps, bounds as trained); eps, kappa, gradient_norm. All scalars.
+    The next state, and the metrics, all scalars: loss, natural, robust [nats], error and the errors
+    of the objective (fractions, at the current eps), eps, kappa, gradient_norm.
 
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
-  radius, weight = eps(state.step), kappa(state.step)
+  images, labels = batch
+  radius, weight = jnp.asarray(eps(state.step)), jnp.asarray(kappa(state.step))
 
-  def bounded_margins(model, stats, x, label):
-    return margins(model(x[None], stats)[0], label)
+  def one(params, x):
+    model, stats = params
+    return model(x[None], stats)[0]
 
   def loss(params):
     model = nnx.merge(graphdef, params, state.averages)
     logits, stats = model.with_statistics(images)
-    box = linf_ball(images, radius, *clip)
-    bound = jax.vmap(ibp(bounded_margins, elide=True), in_axes=(None, None, 0, 0))
-    lower = bound(model, stats, box, labels).lower
-    natural, robust = natural_loss(logits, labels), robust_loss(lower)
-    metrics = dict(natural=natural, robust=robust, error=jnp.mean(logits.argmax(-1) != labels),
-                   verified_error=jnp.mean(~(lower.min(-1) > 0)), eps=jnp.asarray(radius), kappa=jnp.asarray(weight))
-    return weight * natural + (1 - weight) * robust, (metrics, stats)
+    natural = total = natural_loss(logits, labels)
+    metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels), eps=radius, kappa=weight)
+    if objective is not None:
+      robust, more = objective(one, (model, stats), logits, images, labels, radius, key)
+      metrics |= dict(robust=robust, **more)
+      total = weight * natural + (1 - weight) * robust
+    return total + l1 * l1_norm(params) if l1 else total, (metrics, stats)
 
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

@@ -1,0 +1,51 @@
+"""Kinds of absl flags that the experiments share."""
+from collections.abc import Sequence
+
+from absl import flags
+
+flags.disclaim_key_flags()  # a flag defined through this module belongs to the binary that asks for it
+
+
+def radius(text: str) -> float:
+  """A radius in the units of pixels in [0, 1], written as 0.1 or as 8/255."""
+  try:
+    over, _, under = str(text).partition('/')
+    value = float(over) / float(under or 1)
+  except (ValueError, ZeroDivisionError):
+    raise ValueError(f'{text} is not a radius: write 0.1 or 8/255') from None
+  if not 0 <= value <= 1:
+    raise ValueError(f'{text} is not a radius in [0, 1]: pixels lie in [0, 1], so write 8/255 and not 8')
+  return value
+
+
+class _Radius(flags.ArgumentParser):
+  """One radius."""
+  syntactic_help = 'a radius, 0.1 or 8/255'
+
+  def parse(self, argument):
+    return radius(argument)
+
+
+class _Numbers(flags.ArgumentParser):
+  """Numbers with commas between."""
+
+  def __init__(self, kind):
+    super().__init__()
+    self.kind = kind
+
+  def parse(self, argument):
+    if not isinstance(argument, str):
+      return [self.kind(x) for x in argument]
+    return [self.kind(x) for x in argument.split(',') if x.strip()]
+
+
+def define_radius(name: str, default: float | None, help: str) -> None:
+  flags.DEFINE(_Radius(), name, default, help, serializer=flags.ArgumentSerializer())
+
+
+def define_radii(name: str, default: Sequence[float] | None, help: str) -> None:
+  flags.DEFINE(_Numbers(radius), name, default, help, serializer=flags.CsvListSerializer(','))
+
+
+def define_integers(name: str, default: Sequence[int] | None, help: str) -> None:
+  flags.DEFINE(_Numbers(int), name, default, help, serializer=flags.CsvListSerializer(','))

@@ -1,0 +1,69 @@
+"""What a run tells while it goes on: metrics.jsonl, TensorBoard event files, a bar or plain lines."""
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of a file of JSON lines; a last line that was cut off is left out."""
+  records = []
+  lines = path.read_text().splitlines() if path.exists() else []
+  for i, line in enumerate(lines):
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      if i + 1 < len(lines):
+        raise ValueError(f'line {i + 1} of {path} is not JSON: the file was changed. Delete it or mend it') from None
+  return records
+
+
+def write(path: pathlib.Path, text: str) -> None:
+  """Replaces a file as a whole: whoever reads it finds the old text or the new one."""
+  new = path.with_name(path.name + '.new')
+  with new.open('w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  new.replace(path)
+
+
+class Log:
+  """The metrics of a run, one record an epoch, in metrics.jsonl and as TensorBoard events.
+
+  Args:
+    folder: of the run.
+    step: where the run goes on; later records are those of a run that was stopped, and dropped.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    self.path = folder / 'metrics.jsonl'
+    self.records = [r for r in read(self.path) if r['step'] <= step]
+    write(self.path, ''.join(json.dumps(r) + '\n' for r in self.records))
+    self.events = SummaryWriter(str(folder / 'events'), purge_step=step + 1 if step else None)
+
+  def add(self, record: dict[str, Any]) -> None:
+    """Writes a record, to the disk."""
+    self.records.append(record)
+    with self.path.open('a') as file:
+      file.write(json.dumps(record) + '\n')
+      file.flush()
+      os.fsync(file.fileno())
+    for key, value in record.items():
+      if key != 'step':
+        self.events.add_scalar(key, value, record['step'])
+    self.events.flush()
+
+  def say(self, total: int) -> None:
+    """The last record as a plain line, where no bar is drawn."""
+    if not sys.stderr.isatty():
+      record = self.records[-1]
+      shown = {k: v for k, v in record.items() if k not in ('epoch', 'step', 'seconds')}
+      text = ' '.join(f'{k} {v:.4g}' for k, v in shown.items())
+      print(f'epoch {record["epoch"]}/{total}, {record["seconds"]:.0f} s: {text}', flush=True)
+
+  def close(self) -> None:
+    self.events.close()

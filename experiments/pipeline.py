@@ -1,0 +1,107 @@
+"""Batches of a split, in an order that is a function of the seed and the epoch: a resumed run sees the same ones."""
+import functools
+import gc
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.datasets import Split, Stream
+
+
+class Resident:
+  """Batches of a split that lies on the device; its remainder is left for another epoch's order."""
+
+  def __init__(self, split: Split, batch_size: int, seed: int):
+    self._length = _full_batches(split, batch_size)
+    self._batch_size, self._seed = batch_size, seed
+    self._examples = jax.device_put((split.images, split.labels))
+
+  def __len__(self) -> int:
+    """Batches in an epoch."""
+    return self._length
+
+  def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Batches number `start`, `start` + 1, ... of an epoch.
+
+    Yields:
+      Stored images uint8 (batch_size, height, width, channels), and labels int32 (batch_size,).
+    """
+    order = jax.device_put(_order(len(self._examples[1]), self._seed, epoch))
+    for number in range(start, len(self)):
+      yield _gather(self._examples, order, np.int32(number), self._batch_size)
+
+
+class Streamed:
+  """Batches of a stream, like those of `Resident`, decoded ahead by worker processes.
+
+  Args:
+    stream: its images all have one shape.
+    batch_size, seed: as for `Resident`.
+    workers: processes; 0 for threads of this one. The batches are the same. Each keeps some batches in shared
+      memory (/dev/shm).
+  """
+
+  def __init__(self, stream: Stream, batch_size: int, seed: int, workers: int):
+    self._length = _full_batches(stream, batch_size)
+    self._stream, self._batch_size, self._seed, self._workers = stream, batch_size, seed, workers
+
+  def __len__(self) -> int:
+    """Batches in an epoch."""
+    return self._length
+
+  def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Batches number `start`, `start` + 1, ... of an epoch, like those of `Resident`."""
+    order = _order(len(self._stream), self._seed, epoch)[:len(self) * self._batch_size]
+    for batch in _decoded(self._stream, order[start * self._batch_size:], self._batch_size, self._workers):
+      yield jax.device_put(batch)
+
+
+def evaluation_batches(split: Split | Stream, batch_size: int, workers: int = 0) -> Iterator[tuple[Any, Any]]:
+  """All examples in order as NumPy arrays (images, labels); the last batch may be shorter."""
+  if isinstance(split, Stream):
+    yield from _decoded(split, np.arange(len(split)), batch_size, workers)
+    return
+  for start in range(0, len(split), batch_size):
+    yield split.images[start:start + batch_size], split.labels[start:start + batch_size]
+
+
+def _full_batches(split: Split | Stream, batch_size: int) -> int:
+  if not 0 < batch_size <= len(split):
+    raise ValueError(f'a batch of {batch_size} examples cannot be taken from the {len(split)} examples of the split')
+  return len(split) // batch_size
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _gather(examples: Any, order: Any, number: Any, batch_size: int) -> Any:
+  index = jax.lax.dynamic_slice(order, (number * batch_size,), (batch_size,))
+  return jax.tree.map(lambda x: x.at[index].get(mode='promise_in_bounds', unique_indices=True), examples)
+
+
+def _decoded(stream: Stream, index: np.ndarray, batch_size: int, workers: int) -> Iterator[tuple[Any, Any]]:
+  """Batches of the examples with these indices, in their order; the last one may be shorter."""
+  if not len(index):
+    return
+  import grain
+  if not flags.FLAGS.is_parsed():   # grain reads flags of its own, which hold their defaults outside an absl binary
+    flags.FLAGS.mark_as_parsed()
+  # Whole batches are dealt out to workers, so that their number changes nothing. Buffers are counted in batches.
+  threads = 1 if workers else min(8, os.cpu_count() or 1)
+  batches = grain.MapDataset.source(index).map(stream.__getitem__).batch(batch_size)
+  ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+  iterator = iter(ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+  try:
+    for batch in iterator:
+      yield np.array(batch[0]), np.array(batch[1])   # copies, since the memory is shared with a worker and ends with it
+  finally:
+    iterator.close()
+    if workers:   # a closed iterator is held by a cycle, and holds a batch of each worker in shared memory
+      iterator = batch = None
+      gc.collect()

@@ -1,0 +1,83 @@
+"""Measures what a step of training costs: IBP beside natural, and the input pipeline beside both.
+
+    python -m experiments.step_cost --models=mlp,dm_small --batch_size=256
+
+Natural and IBP steps run in turn (A B A B ...), optimizer and metrics included, on images of MNIST's
+shape made at random and held on the device as stored bytes. The pipeline's part is the time a step
+takes longer when its batch is drawn, and not given.
+"""
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+
+from experiments import datasets, pipeline, runs
+from ibpjax import training
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list('models', ['mlp', 'dm_small'], 'Networks to measure.')
+flags.DEFINE_enum('dataset', 'mnist', list(datasets.FACTS), 'Whose shapes to use; the images are random.')
+flags.DEFINE_integer('batch_size', 256, 'Examples a step.', 1)
+flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
+
+
+def seconds(f: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(f())
+  return time.perf_counter() - start
+
+
+def measure(name: str, feed: pipeline.Resident) -> dict[str, float]:
+  """Seconds of a natural and of an IBP step, their ratio pair by pair, and the part that drawing batches takes."""
+  facts = datasets.FACTS[FLAGS.dataset]
+  optimizer = optax.adam(1e-4)
+  graphdef, state = training.TrainState.create(runs.build_model(dict(model=name), facts, 0), optimizer)
+  key = jax.random.key(0)
+
+  def step(objective):
+    @jax.jit
+    def run(state, images, labels):
+      batch = images.astype(np.float32) / facts.levels, labels
+      return training.train_step(state, batch, key, graphdef=graphdef, optimizer=optimizer, eps=lambda _: .1,
+                                 kappa=lambda _: 0., objective=objective)
+    return run
+  natural, bounded = step(None), step(training.ibp_objective)
+  batch = next(iter(feed.batches(0)))
+  steps = [functools.partial(f, state, *batch) for f in (natural, bounded)]
+  for run in steps:  # compiles
+    seconds(run)
+  pairs = [[seconds(run) for run in steps] for _ in range(FLAGS.repeats)]
+  drawn = feed.batches(1)
+  draws = [seconds(lambda: next(drawn)) for _ in range(min(FLAGS.repeats, len(feed)))]
+  typical = [statistics.median(times) for times in zip(*pairs)]
+  draw = statistics.median(draws[1:])
+  return dict(natural=typical[0], ibp=typical[1], ratio=statistics.median(b / a for a, b in pairs),
+              natural_input=draw / (typical[0] + draw), ibp_input=draw / (typical[1] + draw))
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+  if unknown := set(FLAGS.models) - set(runs.MODELS):
+    raise app.UsageError(f'--models={",".join(sorted(unknown))}: known are {", ".join(runs.MODELS)}')
+  facts, rng = datasets.FACTS[FLAGS.dataset], np.random.default_rng(0)
+  count = max(20 * FLAGS.batch_size, 10_000)
+  images = rng.integers(0, 256, (count, *facts.shape), np.uint8)
+  labels = rng.integers(0, facts.classes, count).astype(np.int32)
+  feed = pipeline.Resident(datasets.Split(images, labels), FLAGS.batch_size, 0)
+  print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
+  print(f'{"network":<10} {"natural ms":>10} {"IBP ms":>9} {"ratio":>6} {"input / natural":>16} {"input / IBP":>12}')
+  for name in FLAGS.models:
+    found = measure(name, feed)
+    print(f'{name:<10} {1e3 * found["natural"]:>10.2f} {1e3 * found["ibp"]:>9.2f} {found["ratio"]:>6.2f} '
+          f'{100 * found["natural_input"]:>14.1f} % {100 * found["ibp_input"]:>10.1f} %')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,53 @@
+"""Averages of weights over training, and batch-norm averages measured anew for them."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ibpjax.training.step import split
+
+
+def running_mean(mean: Any, params: Any, count: Any) -> Any:
+  """The mean of count + 1 pytrees from the mean of the first `count` and the last one.
+
+  Stochastic weight averaging takes it at the end of each epoch (Izmailov et al. 2018, algorithm 1).
+  """
+  return jax.tree.map(lambda m, p: m + (p - m) / (count + 1), mean, params)
+
+
+def measured_averages(graphdef: Any, params: Any, averages: Any, batches: Iterable[Any]) -> Any:
+  """Batch-norm averages of a model over clean batches, each of the same weight.
+
+  Averaged weights have activations that no training step saw, so their statistics are measured
+  (Izmailov et al. 2018, section 3.2). The variance of the whole is the mean variance of the
+  batches plus the variance of their means.
+
+  Args:
+    graphdef, params, averages: a model of `ibpjax.nn.Sequential`, split.
+    batches: images, as the model takes them.
+
+  Returns:
+    The averages to put in the place of `averages`; those themselves if the model has none.
+  """
+  if not jax.tree.leaves(averages):
+    return averages
+
+  @jax.jit
+  def sums(params, images):
+    _, stats = nnx.merge(graphdef, params, averages).with_statistics(images)
+    return [(mean, var, jnp.square(mean)) for mean, var in stats]
+
+  total, count = None, 0
+  for images in batches:
+    new = sums(params, images)
+    total = new if total is None else jax.tree.map(jnp.add, total, new)
+    count += 1
+  if total is None:
+    raise ValueError('no batch was given to measure averages on')
+  model = nnx.merge(graphdef, params, averages)
+  model.replace([(m / count, v / count + s / count - jnp.square(m / count)) for m, v, s in total])
+  return split(model)[1][1]

@@ -1,0 +1,501 @@
+"""Data: what is stored is what is loaded, every batch is where it should be, bad input is one clear error."""
+import io
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import datasets, pack, pipeline, sources
+from experiments.datasets import FACTS, Split, Stream, load
+from ibpjax.training import augment
+
+ROOT = pathlib.Path(__file__).parent.parent
+TFDS = ROOT / '../shared/tfds'
+
+
+def jpeg(pixels, mode='RGB'):
+  file = io.BytesIO()
+  Image.fromarray(pixels).convert(mode).save(file, 'JPEG', quality=95)
+  return file.getvalue()
+
+
+def smooth(height, width):
+  """A picture that JPEG keeps and no flip or crop does."""
+  y, x = np.mgrid[:height, :width]
+  return np.stack([255 * x / width, 255 * y / height, 255 * (x + y) / (width + height)], -1).astype(np.uint8)
+
+
+def few(n=50, seed=0):
+  """A split of distinct images, whose labels are their numbers."""
+  images = np.random.default_rng(seed).integers(0, 256, (n, 4, 5, 3)).astype(np.uint8)
+  return Split(images, np.arange(n, dtype=np.int32))
+
+
+# Facts and what is loaded.
+
+def test_facts():
+  assert list(FACTS) == ['digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'tiny_imagenet', 'imagenet']
+  for name, facts in FACTS.items():
+    assert facts.name == name
+    assert len(facts.mean) == len(facts.std) == facts.shape[2]
+    assert all(0 <= m < 1 for m in facts.mean)
+    assert all(0 < s <= 1 for s in facts.std)
+    assert facts.levels == (16 if name == 'digits' else 255)
+    assert (facts.flip, facts.pad) == {'cifar10': (True, 2), 'cifar100': (True, 2), 'tiny_imagenet': (True, 4),
+                                       'imagenet': (True, 0)}.get(name, (False, 0))
+    assert facts.edge == (facts.pad > 0)
+  assert [f.classes for f in FACTS.values()] == [10, 10, 10, 10, 100, 200, 1000]
+
+
+def test_digits():
+  from sklearn.datasets import load_digits
+  from sklearn.model_selection import train_test_split
+  images, labels = load_digits(return_X_y=True)
+  expected = train_test_split(images / 16, labels, test_size=500, random_state=0, stratify=labels)
+  data = load('digits')
+  found = [data.train.images.reshape(-1, 64) / data.facts.levels, data.test.images.reshape(-1, 64) / 16,
+           data.train.labels, data.test.labels]
+  for one, other in zip(found, expected):
+    np.testing.assert_array_equal(one, other)
+  assert len(data.train) == 1297
+  assert len(data.test) == 500
+  assert data.train.images.shape[1:] == data.facts.shape
+  assert (data.train.images.dtype, data.train.labels.dtype) == (np.uint8, np.int32)
+
+
+def test_mnist_as_it_is():
+  if not (TFDS / 'mnist').exists():
+    pytest.skip(f'{TFDS} does not hold mnist: loading real data is not tested')
+  data = load('mnist', TFDS)
+  assert np.bincount(data.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+  assert np.bincount(data.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+  assert data.train.images.shape == (60000, 28, 28, 1)
+  assert data.train.images.mean() / 255 == pytest.approx(.1307, abs=1e-4)
+  assert data.test.images.std() / 255 == pytest.approx(.3105, abs=1e-3)
+
+
+def test_cifar_has_the_statistics_in_its_facts():
+  if not (TFDS / 'cifar10').exists():
+    pytest.skip(f'{TFDS} does not hold cifar10: loading real data is not tested')
+  facts, (train, test) = FACTS['cifar10'], sources.tensorflow_datasets('cifar10', TFDS)
+  assert (len(train), len(test)) == (50000, 10000)
+  some = Split(*map(np.stack, zip(*((datasets._decode(facts, encoded, name), label)
+                                    for encoded, label, name in train.read(range(1500))))))
+  np.testing.assert_allclose(some.images.mean((0, 1, 2)) / 255, facts.mean, atol=.02)
+  assert set(some.labels) == set(range(10))
+
+
+def test_packing_keeps_everything(tmp_path):
+  data = load('digits')
+  path = pack.pack('digits', data.train, data.test, tmp_path)
+  assert pack.pack('digits', data.train, data.test, tmp_path) == path   # replaced
+  assert list(tmp_path.iterdir()) == [path]
+  again = datasets._packed(FACTS['digits'], path)
+  for one, other in zip(again, (data.train, data.test)):
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.labels, other.labels)
+  assert load('digits', tmp_path).train.labels.dtype == np.int32
+
+
+def test_an_interrupted_packing_leaves_the_old_file(tmp_path, monkeypatch):
+  data = load('digits')
+  path = pack.pack('digits', data.train, data.test, tmp_path)
+  before = path.read_bytes()
+
+  def interrupted(file, **arrays):
+    file.write_bytes(b'half')
+    raise KeyboardInterrupt
+  monkeypatch.setattr(np, 'savez_compressed', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    pack.pack('digits', data.test, data.test, tmp_path)
+  assert list(tmp_path.iterdir()) == [path]
+  assert path.read_bytes() == before
+
+
+def test_the_pack_command(tmp_path):
+  command = [sys.executable, '-m', 'experiments.pack', '--dataset=digits', f'--out={tmp_path}/packed']
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+  assert done.returncode == 0, done.stderr
+  assert f'{tmp_path}/packed/digits.npz: 1297 training and 500 test examples, 0.1 MB of pixels' in done.stdout
+  assert done.stdout.count('\n') == 1
+  assert (tmp_path / 'packed' / 'digits.npz').exists()
+
+
+def test_the_validation_split_is_fixed_and_apart():
+  whole, one, two, more = (load('digits', validation=n) for n in (0, 100, 100, 300))
+  assert whole.validation is None
+  assert (len(one.train), len(one.validation), len(one.test)) == (1197, 100, 500)
+  np.testing.assert_array_equal(one.validation.images, two.validation.images)
+  keys = lambda split: sorted(image.tobytes() for image in split.images)
+  assert sorted(keys(one.train) + keys(one.validation)) == keys(whole.train)
+  assert set(keys(one.validation)) <= set(keys(more.validation))
+  images = np.arange(1297, dtype=np.int32)   # positions, since two digits could be alike
+  order = np.random.default_rng(0).permutation(1297)
+  np.testing.assert_array_equal(one.validation.labels, whole.train.labels[np.sort(images[order[:100]])])
+  assert len(set(one.validation.labels)) == 10
+
+
+# Image folders.
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+  """Tiny ImageNet with one image a class and three test images, one of them grey and one CMYK."""
+  root = tmp_path_factory.mktemp('tiny') / 'tiny-imagenet-200'
+  wnids = [f'n{10007 * (i + 1) % 99991:08d}' for i in range(200)]   # not in the order of the alphabet
+  (root / 'val' / 'images').mkdir(parents=True)
+  (root / 'wnids.txt').write_text('\n'.join(wnids) + '\n')
+  for label, wnid in enumerate(wnids):
+    (root / 'train' / wnid / 'images').mkdir(parents=True)
+    (root / 'train' / wnid / f'{wnid}_boxes.txt').write_text('')
+    pixels = np.full((64, 64, 3), label, np.uint8)
+    (root / 'train' / wnid / 'images' / f'{wnid}_0.JPEG').write_bytes(jpeg(pixels))
+  for i, mode in enumerate(('RGB', 'L', 'CMYK')):
+    (root / 'val' / 'images' / f'val_{i}.JPEG').write_bytes(jpeg(smooth(64, 64), mode))
+  (root / 'val' / 'val_annotations.txt').write_text(''.join(
+      f'val_{i}.JPEG\t{wnids[label]}\t0\t0\t63\t63\n' for i, label in enumerate((7, 199, 0))))
+  return root
+
+
+def test_tiny_imagenet_from_its_folders(tiny):
+  for where in (tiny, tiny.parent):
+    data = load('tiny_imagenet', where)
+    assert data.train.images.shape == (200, 64, 64, 3)
+    np.testing.assert_array_equal(data.train.labels, np.arange(200))
+    shown = data.train.images.mean((1, 2, 3))
+    assert abs(shown - np.arange(200)).max() <= 2
+    assert data.test.labels.tolist() == [7, 199, 0]
+    colour, grey, cmyk = data.test.images.astype(int)
+    assert abs(colour - smooth(64, 64)).mean() < 3
+    assert (grey == grey[..., :1]).all()
+    assert abs(grey[..., 0] - smooth(64, 64) @ [.299, .587, .114]).mean() < 3
+    assert abs(cmyk - smooth(64, 64)).mean() < 12
+
+
+@pytest.fixture(scope='module')
+def imagenet(tmp_path_factory):
+  """ImageNet with an image a class: landscape, portrait, grey and small ones."""
+  root = tmp_path_factory.mktemp('imagenet')
+  kinds = [jpeg(smooth(300, 500)), jpeg(smooth(512, 256)), jpeg(smooth(260, 260), 'L'), jpeg(smooth(64, 64))]
+  for part in ('train', 'val'):
+    for i in range(1000):
+      folder = root / part / f'n{i:08d}'
+      folder.mkdir(parents=True)
+      (folder / f'{i}.JPEG').write_bytes(kinds[i % 4])
+  return root
+
+
+def test_imagenet_is_a_stream(imagenet):
+  data = load('imagenet', imagenet, validation=100)
+  assert isinstance(data.train, Stream)
+  assert (len(data.train), len(data.validation), len(data.test)) == (900, 100, 1000)
+  assert sorted([*data.train.index, *data.validation.index]) == list(range(1000))
+  for stream in (data.test, pickle.loads(pickle.dumps(data.test))):
+    images, labels = zip(*(stream[i] for i in range(4)))
+    assert [int(y) for y in labels] == [0, 1, 2, 3]
+    assert all(x.shape == (256, 256, 3) and x.dtype == np.uint8 for x in images)
+    assert labels[0].dtype == np.int32
+  landscape, portrait, grey, small = (x.astype(int) for x in images)
+  assert abs(landscape - smooth(300, 500)[22:278, 122:378]).mean() < 15   # the middle square, not the whole
+  assert 40 < landscape[:, 0, 0].mean() < 60    # 100 of 500 columns are cut off on the left
+  assert abs(portrait - smooth(512, 256)[128:384]).mean() < 3
+  assert (grey == grey[..., :1]).all()
+  assert abs(small[::4, ::4] - smooth(64, 64)).mean() < 5
+
+
+# Batches.
+
+def collect(batches):
+  return [(np.asarray(images), np.asarray(labels)) for images, labels in batches]
+
+
+def test_every_epoch_is_another_permutation():
+  split = few(50)
+  feed = pipeline.Resident(split, 8, seed=3)
+  assert len(feed) == 6
+  orders = []
+  for epoch in range(4):
+    batches = collect(feed.batches(epoch))
+    assert [x.shape for x, _ in batches] == [(8, 4, 5, 3)] * 6
+    labels = np.concatenate([y for _, y in batches])
+    assert len(set(labels)) == 48
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), split.images[labels])
+    assert (batches[0][0].dtype, labels.dtype) == (np.uint8, np.int32)
+    orders.append(labels.tolist())
+  assert len(set(map(tuple, orders))) == 4
+  assert set().union(*orders) == set(range(50))   # what one epoch leaves out another takes
+  other = pipeline.Resident(split, 8, seed=4)
+  assert np.concatenate([y for _, y in collect(other.batches(0))]).tolist() != orders[0]
+  assert all(isinstance(x, jax.Array) for x in next(feed.batches(0)))
+
+
+def test_a_resumed_epoch_sees_the_same_batches():
+  whole = collect(pipeline.Resident(few(50), 8, seed=3).batches(2))
+  for start in (0, 1, 5, 6):
+    rest = collect(pipeline.Resident(few(50), 8, seed=3).batches(2, start))
+    assert len(rest) == 6 - start
+    for (x, y), (x2, y2) in zip(rest, whole[start:]):
+      np.testing.assert_array_equal(x, x2)
+      np.testing.assert_array_equal(y, y2)
+
+
+@pytest.mark.parametrize(('workers', 'starts'), [(0, ((0, 0), (3, 4), (3, 6))), (2, ((3, 1),))])
+def test_streamed_batches_are_those_of_a_resident_split(imagenet, workers, starts):
+  stream = load('imagenet', imagenet).test.take(np.arange(40))
+  images, labels = map(np.stack, zip(*(stream[i] for i in range(40))))
+  resident, streamed = pipeline.Resident(Split(images, labels), 6, 1), pipeline.Streamed(stream, 6, 1, workers)
+  assert len(streamed) == len(resident) == 6
+  for epoch, start in starts:
+    one, other = collect(streamed.batches(epoch, start)), collect(resident.batches(epoch, start))
+    assert len(one) == len(other) == 6 - start
+    for (x, y), (x2, y2) in zip(one, other):
+      np.testing.assert_array_equal(x, x2)
+      np.testing.assert_array_equal(y, y2)
+      assert (x.dtype, y.dtype) == (np.uint8, np.int32)
+  if not workers:
+    last = collect(pipeline.evaluation_batches(stream, 15))
+    assert [len(y) for _, y in last] == [15, 15, 10]
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in last]), images)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in last]), labels)
+
+
+def test_a_worker_reads_tensorflow_datasets():
+  if not (TFDS / 'mnist').exists():
+    pytest.skip(f'{TFDS} does not hold mnist: worker processes over TensorFlow Datasets are not tested')
+  source = sources.tensorflow_datasets('mnist', TFDS)[1]
+  stream = Stream(FACTS['mnist'], source, np.arange(20))
+  batches = pipeline.Streamed(stream, 5, 0, workers=1).batches(0)
+  x, y = next(batches)
+  batches.close()   # an epoch can be left in the middle
+  order = np.random.default_rng([0, 0]).permutation(20)
+  images, labels = zip(*(stream[i] for i in order[:5]))
+  np.testing.assert_array_equal(x, np.stack(images))
+  assert y.tolist() == list(map(int, labels))
+
+
+def test_evaluation_keeps_every_example():
+  split = few(23)
+  batches = collect(pipeline.evaluation_batches(split, 10))
+  assert [len(y) for _, y in batches] == [10, 10, 3]
+  np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), split.images)
+  np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), split.labels)
+
+
+# Augmentation.
+
+def candidates(image, flip, pad, edge):
+  """All results that one image may have, by NumPy, with how each came about."""
+  padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), **(dict(mode='edge') if edge else {}))
+  h, w = image.shape[:2]
+  for dy in range(2 * pad + 1):
+    for dx in range(2 * pad + 1):
+      window = padded[dy:dy + h, dx:dx + w]
+      yield window.tobytes(), (dy, dx, False)
+      if flip:
+        yield window[:, ::-1].tobytes(), (dy, dx, True)
+
+
+@pytest.mark.parametrize(('flip', 'pad', 'edge', 'dtype'), [
+    (True, 1, True, np.uint8), (True, 1, False, np.float32), (False, 2, False, np.uint8), (True, 0, True, np.float32)])
+def test_augmentation_is_that_of_numpy(flip, pad, edge, dtype):
+  image = np.random.default_rng(1).integers(1, 256, (5, 6, 3)).astype(dtype)
+  ways = dict(candidates(image, flip, pad, edge))
+  assert len(ways) == (2 * pad + 1) ** 2 * (1 + flip)
+  n = 200 * len(ways)
+  run = jax.jit(lambda key, x: augment.flip_and_crop(key, x, flip=flip, pad=pad, edge=edge))
+  out = np.asarray(run(jax.random.key(0), np.broadcast_to(image, (n, 5, 6, 3))))
+  assert (out.shape, out.dtype) == ((n, 5, 6, 3), dtype)
+  seen = [ways[x.tobytes()] for x in out]   # a KeyError is a result that no flip and crop has
+  counts = [seen.count(way) for way in ways.values()]
+  assert min(counts) > 120   # each way is as probable: 200 +- 14
+  assert max(counts) < 280
+
+
+def test_augmentation_is_a_function_of_its_key_and_of_each_image():
+  jitted = jax.jit(lambda key, x: augment.flip_and_crop(key, x, flip=True, pad=2, edge=False))
+  images = few(150).images
+  run = lambda key: np.asarray(jitted(jax.random.key(key), images))
+  np.testing.assert_array_equal(run(1), run(1))
+  assert (run(1) != run(2)).any()
+  seen = [dict(candidates(image, True, 2, False))[out.tobytes()] for image, out in zip(images, run(1))]
+  assert len(set(seen)) > 40   # of 50: images do not share their offsets
+  assert augment.flip_and_crop(jax.random.key(0), images, flip=False, pad=0, edge=False) is images
+
+
+def test_random_and_central_crops():
+  images = np.random.default_rng(2).integers(0, 256, (600, 6, 7, 3)).astype(np.uint8)
+  out = np.asarray(jax.jit(augment.crop, static_argnums=2)(jax.random.key(0), images, 4))
+  assert (out.shape, out.dtype) == ((600, 4, 4, 3), np.uint8)
+  seen = []
+  for image, window in zip(images, out):
+    places = [(y, x) for y in range(3) for x in range(4) if (image[y:y + 4, x:x + 4] == window).all()]
+    assert len(places) == 1
+    seen += places
+  assert min(seen.count(place) for place in set(seen)) > 20   # 50 +- 7
+  assert len(set(seen)) == 12
+  np.testing.assert_array_equal(augment.centre_crop(images, 4), images[:, 1:5, 1:5])
+  np.testing.assert_array_equal(augment.centre_crop(images[:, :, :6], 6), images[:, :, :6])
+  assert augment.crop(jax.random.key(0), images[:, :, :6], 6).shape == (600, 6, 6, 3)
+
+
+# Errors.
+
+def test_what_is_not_there_is_one_clear_error(tmp_path):
+  with pytest.raises(ValueError, match="unknown dataset 'mnits': known are digits, mnist"):
+    load('mnits', tmp_path)
+  with pytest.raises(ValueError, match='cifar10 needs data_dir'):
+    load('cifar10')
+  for name, places in (('mnist', ('mnist.npz', 'mnist/<version>/dataset_info.json')),
+                       ('tiny_imagenet', ('tiny_imagenet.npz', 'wnids.txt')),
+                       ('imagenet', ('val', 'imagenet2012/<version>/dataset_info.json'))):
+    with pytest.raises(FileNotFoundError, match='nothing is downloaded') as error:
+      load(name, tmp_path / 'nowhere')
+    assert all(str(tmp_path / 'nowhere' / place) in str(error.value) for place in places)
+    assert ('imagenet.npz' in str(error.value)) == (name == 'tiny_imagenet')
+  for count in (-1, 1297):
+    with pytest.raises(ValueError, match=f'{count} validation examples cannot be held out of the 1297'):
+      load('digits', validation=count)
+
+
+def npz(path, **changes):
+  data = load('digits')
+  arrays = dict(train_images=data.train.images, train_labels=data.train.labels,
+                test_images=data.test.images, test_labels=data.test.labels) | changes
+  np.savez(path / 'digits.npz', **{k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(test_labels=None), 'lacks test_labels'),
+    (dict(train_images=np.zeros((3, 8, 8, 1), np.float32)), r'train_images of .* are float32 \(3, 8, 8, 1\)'),
+    (dict(train_images=np.zeros((1297, 8, 8), np.uint8)), r'must be uint8 \(n, 8, 8, 1\)'),
+    (dict(test_images=np.zeros((0, 8, 8, 1), np.uint8)), 'n > 0'),
+    (dict(test_labels=np.zeros(500)), 'test_labels of .* are float64'),
+    (dict(test_labels=np.zeros(499, int)), r'must be integers \(500,\)'),
+    (dict(test_labels=np.arange(500)), 'the label of test example 10 of .* is 10; digits has 10 classes'),
+    (dict(test_labels=np.array([object()])), 'cannot be read'),
+])
+def test_a_bad_packed_file_is_one_clear_error(tmp_path, changes, message):
+  npz(tmp_path, **changes)
+  with pytest.raises(ValueError, match=message):
+    load('digits', tmp_path)
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 and then nothing', b'not a zip'])
+def test_a_file_that_is_not_packed_is_one_clear_error(tmp_path, content):
+  (tmp_path / 'mnist.npz').write_bytes(content)
+  with pytest.raises(ValueError, match=r'mnist\.npz cannot be read .* Pack it again'):
+    load('mnist', tmp_path)
+
+
+def test_a_broken_folder_of_tensorflow_datasets_is_one_clear_error(tmp_path):
+  for version in ('3.0.1', '3.0.1.incomplete', '2.9.9'):
+    (tmp_path / 'mnist' / version).mkdir(parents=True)
+    (tmp_path / 'mnist' / version / 'dataset_info.json').write_text('{}')
+  with pytest.raises(ValueError, match=r'mnist/3\.0\.1 does not hold the splits train and test as array_record'):
+    load('mnist', tmp_path)
+
+
+def test_a_missing_shard_is_one_clear_error(tmp_path):
+  if not (TFDS / 'mnist').exists():
+    pytest.skip(f'{TFDS} does not hold mnist: a copy without a shard is not tested')
+  whole = next((TFDS / 'mnist').iterdir())
+  folder = tmp_path / 'mnist' / whole.name
+  folder.mkdir(parents=True)
+  for path in whole.iterdir():
+    if path.suffix == '.json':
+      (folder / path.name).write_bytes(path.read_bytes())
+  with pytest.raises(ValueError, match=r'train in .* cannot be read .*No such file.* Prepare it again'):
+    load('mnist', tmp_path)
+
+
+class Given:
+  """A source of given examples."""
+
+  def __init__(self, *examples):
+    self.examples = examples
+
+  def __len__(self):
+    return len(self.examples)
+
+  def read(self, index):
+    for i in index:
+      yield *self.examples[i], f'example {i} of test in somewhere'
+
+
+@pytest.mark.parametrize(('example', 'message'), [
+    ((jpeg(smooth(64, 64))[:300], 0), 'example 1 of test in somewhere of tiny_imagenet cannot be decoded .*cut short'),
+    ((b'', 0), 'example 1 of test in somewhere of tiny_imagenet cannot be decoded'),
+    ((jpeg(smooth(64, 60)), 0), r'example 1 .* has the shape \(64, 60, 3\); images of .* have \(64, 64, 3\)'),
+    ((jpeg(smooth(64, 64)), 200), 'the label of example 1 .* is 200; tiny_imagenet has 200 classes'),
+    ((jpeg(smooth(64, 64)), -1), 'the label of example 1 .* is -1'),
+])
+def test_a_bad_example_is_named(example, message):
+  with pytest.raises(ValueError, match=message):
+    datasets._read_all(FACTS['tiny_imagenet'], Given((jpeg(smooth(64, 64)), 3), example), 'test')
+
+
+def test_a_corrupt_file_is_named(tiny, imagenet):
+  path = next((tiny / 'train').glob('*/images/*'))
+  good = path.read_bytes()
+  try:
+    path.write_bytes(good[:100])
+    with pytest.raises(ValueError, match=f'{path} of tiny_imagenet cannot be decoded'):
+      load('tiny_imagenet', tiny)
+  finally:
+    path.write_bytes(good)
+  stream = load('imagenet', imagenet).train.take(np.array([5]))
+  path = imagenet / 'train' / 'n00000005' / '5.JPEG'
+  good = path.read_bytes()
+  try:
+    path.write_bytes(b'not an image')
+    with pytest.raises(ValueError, match=f'{path} of imagenet cannot be decoded'):
+      list(pipeline.evaluation_batches(stream, 1))
+  finally:
+    path.write_bytes(good)
+
+
+def test_folders_that_lack_something_are_one_clear_error(tmp_path):
+  root = tmp_path / 'tiny-imagenet-200'
+  (root / 'train' / 'n1' / 'images').mkdir(parents=True)
+  (root / 'wnids.txt').write_text('n1\nn2\n')
+  with pytest.raises(ValueError, match=r'has 1 folders of classes, 1 of them among the 2 that .* must be 200'):
+    load('tiny_imagenet', tmp_path)
+  wnids = [f'n{i}' for i in range(200)]
+  (root / 'wnids.txt').write_text('\n'.join(wnids))
+  for wnid in wnids:
+    (root / 'train' / wnid / 'images').mkdir(parents=True, exist_ok=True)
+    (root / 'train' / wnid / 'images' / 'a.JPEG').write_bytes(b'')
+  with pytest.raises(FileNotFoundError, match=r'val_annotations\.txt is missing'):
+    load('tiny_imagenet', tmp_path)
+  (root / 'val').mkdir()
+  (root / 'val' / 'val_annotations.txt').write_text('val_0.JPEG\tn0\nval_1.JPEG\tn200\n')
+  with pytest.raises(ValueError, match=r'line 2 of .*val_annotations\.txt'):
+    load('tiny_imagenet', tmp_path)
+  (root / 'train' / 'n7' / 'images' / 'a.JPEG').unlink()
+  with pytest.raises(ValueError, match=r'n7/images holds no \.JPEG files'):
+    load('tiny_imagenet', tmp_path)
+  for part in ('train', 'val'):
+    (tmp_path / part / 'n01440764').mkdir(parents=True)
+  with pytest.raises(ValueError, match=r'has 1 folders of classes.* must be 1000'):
+    load('imagenet', tmp_path)
+
+
+def test_bad_sizes_are_one_clear_error():
+  for size in (0, 51):
+    with pytest.raises(ValueError, match=f'a batch of {size} examples cannot be taken from the 50 examples'):
+      pipeline.Resident(few(50), size, 0)
+  stream = Stream(FACTS['imagenet'], Given((b'', 0)), np.arange(1))
+  with pytest.raises(ValueError, match='a batch of 2 examples cannot be taken from the 1 examples'):
+    pipeline.Streamed(stream, 2, 0, 0)
+  images, key = few(2).images, jax.random.key(0)
+  with pytest.raises(ValueError, match='pad=-1'):
+    augment.flip_and_crop(key, images, flip=True, pad=-1, edge=True)
+  for size in (0, 5):
+    with pytest.raises(ValueError, match=f'a window of {size} x {size} pixels does not fit in images of 4 x 5'):
+      augment.crop(key, images, size)
+    with pytest.raises(ValueError, match='does not fit'):
+      augment.centre_crop(images, size)
