@@ -113,7 +113,7 @@ def learning_curves(groups: dict[str, list[Run]]) -> dict[str, list[dict[str, tu
     split = 'validation' if config.get('validation') else 'test'
     eps = config.get('eps', 0.) if config.get('test_eps') is None else config['test_eps']
     label = f'{name}, eps {radius_text(eps)}' + (', validation' if split == 'validation' else '')
-    curves = [{kind: curve(run, f'{split}_{key}') for kind, key in (('natural', 'error'), ('verified', 'verified_error'))}
+    curves = [dict(natural=curve(run, f'{split}_error'), verified=curve(run, f'{split}_verified_error'))
               for run in members]
     found[label] = [c for c in curves if c['natural'][0]]
   return found

@@ -10,8 +10,8 @@ from ibpjax.verification.report import radius_text
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # the backend is chosen first
-from matplotlib.transforms import Bbox
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 
 def curves(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
@@ -144,10 +144,11 @@ def _finish(figure: Any, axis: Any, path: pathlib.Path, labels: Sequence[tuple[f
   axis.spines[['top', 'right']].set_visible(False)
   axis.legend(frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0)
   figure.canvas.draw()  # from here on places in pixels are known
-  taken = [Bbox.from_bounds(*(axis.transData.transform((x, y)) - 5), 10, 10) for x, y, _, _ in labels]
+  places = [axis.transData.transform((x, y)) for x, y, _, _ in labels]
+  taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
   for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
     for up in range(0, 200, 2):  # the least shift upwards that covers no point and no other label
-      note = axis.annotate(text, (x, y), xytext=(7, up - 3), textcoords='offset points', color=colour, fontsize=8)
+      note = axis.annotate(text, (x, y), xytext=(7, up + 3), textcoords='offset points', color=colour, fontsize=8)
       box = note.get_window_extent()
       if not any(box.overlaps(other) for other in taken):
         break

@@ -205,22 +205,23 @@ def test_what_was_cut_off_is_computed_again(finished, tmp_path):
     assert lines(path) == again
 
 
-def test_nothing_is_computed_twice(finished, tmp_path):
+def test_nothing_is_computed_twice(finished, tmp_path, monkeypatch):
   folder, whole, records = finished
   path = tmp_path / 'certificates.jsonl'
   shutil.copy(folder / 'certificates.jsonl', path)
   calls = []
 
-  class Watched:
-    batch_size = whole.batch_size
-    def __call__(self, images, labels, indices, eps):
-      calls.append((eps, indices[0]))
-      return whole(images, labels, indices, eps)
+  compute = evaluation.Cascade.__call__
 
-  assert evaluation.evaluate(Watched(), IMAGES, LABELS, (EPS, .02), path) == records
+  def watched(self, images, labels, indices, eps):
+    calls.append((eps, indices[0]))
+    return compute(self, images, labels, indices, eps)
+
+  monkeypatch.setattr(evaluation.Cascade, '__call__', watched)
+  assert evaluation.evaluate(whole, IMAGES, LABELS, (EPS, .02), path) == records
   assert calls == []
   path.write_text(''.join(json.dumps(r) + '\n' for r in records[:N + 40]))
-  evaluation.evaluate(Watched(), IMAGES, LABELS, (EPS, .02), path)
+  evaluation.evaluate(whole, IMAGES, LABELS, (EPS, .02), path)
   assert calls == [(.02, 32)]
 
 
@@ -299,8 +300,8 @@ def test_compare(tmp_path):
   assert done.returncode == 0, done.stderr
   text = (tmp_path / 'out' / 'table.md').read_text()
   assert text in done.stdout
-  head, _, *rows = [[cell.strip() for cell in line.strip('|\n').split('|')] for line in text.splitlines()]
-  rows = [dict(zip(head, row)) for row in rows]
+  head, _, *body = [[cell.strip() for cell in line.strip('|\n').split('|')] for line in text.splitlines()]
+  rows = [dict(zip(head, cells)) for cells in body]
   assert [(r['run'], r['eps']) for r in rows] == [('a', '2/255'), ('a', '0.1'), ('b', '-'), ('c (3 seeds)', '0.1')]
   assert rows[0]['natural error [%]'] == '3.00 [1.03, 8.45]'
   assert rows[0]['examples'] == '100 of 500'
