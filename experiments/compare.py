@@ -1,8 +1,9 @@
 """Compares trained runs: a table of their errors, their learning curves, and verified against natural error.
 
-    python -m experiments.compare --runs=runs/a,runs/b/seed0,runs/b/seed1 --out=compare
+    python -m experiments.compare --runs=runs/a,runs/b --out=compare
 
-Runs in folders seed<k> of one folder are one row: mean and sample standard deviation over the seeds.
+Runs in folders seed<k> of one folder are one row: mean and sample standard deviation over the seeds. Name the folder,
+or some of them.
 """
 import dataclasses
 import json
@@ -44,14 +45,15 @@ def read(folder: pathlib.Path) -> Run:
 
 
 def grouped(folders: list[str]) -> dict[str, list[Run]]:
-  """Runs by name; those that differ in the seed alone together.
+  """Runs by name; those that differ in the seed alone together. A folder of runs seed<k> stands for these.
 
   Raises:
     FileNotFoundError: a folder that is not a run.
     ValueError: runs of one group that differ in more than the seed.
   """
   groups: dict[pathlib.Path, list[Run]] = {}
-  for path in dict.fromkeys(pathlib.Path(os.path.abspath(folder)) for folder in folders):
+  paths = [pathlib.Path(os.path.abspath(folder)) for folder in folders]
+  for path in dict.fromkeys(run for folder in paths for run in sorted(folder.glob('seed*')) or [folder]):
     groups.setdefault(path.parent if re.fullmatch(r'seed\d+', path.name) else path, []).append(read(path))
   for group, members in groups.items():
     for key in ('dataset', 'model', 'eps', 'epochs'):

@@ -154,6 +154,14 @@ def test_pgd_stays_in_the_ball_and_finds_what_there_is():
   np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4)
 
 
+def test_pgd_counts_logits_that_are_nan_as_broken():
+  def f(params, x):  # NaN in a corner of the ball, and with NaN gradients on the way there
+    z = params @ x
+    return jnp.where(x[0] > .55, jnp.nan, jnp.stack([1 + z, jnp.sqrt(jnp.maximum(z - .6, 0))]))
+  _, worst = training.pgd(f, jnp.array([1., .1]), jnp.full((1, 2), .5), jnp.array([0]), .1, KEY, restarts=5)
+  assert worst.tolist() == [-jnp.inf]
+
+
 def test_models_of_batches():
   model = nn.mlp((8,), input_shape=(6,), classes=3, rngs=nnx.Rngs(0))
   one = ibpjax.batched(lambda m, x: m(x))

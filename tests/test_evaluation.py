@@ -295,7 +295,7 @@ def test_compare(tmp_path):
   write_run(tmp_path / 'b', 5, 30, radii=())
   for seed, verified in enumerate((10, 14, 15)):
     write_run(tmp_path / 'c' / f'seed{seed}', 4, verified, seed=seed)
-  folders = [tmp_path / name for name in ('a', 'b', 'c/seed0', 'c/seed1', 'c/seed2/')]
+  folders = [tmp_path / name for name in ('a', 'b', 'c')]
   done = command('experiments.compare', f'--runs={",".join(map(str, folders))}', f'--out={tmp_path}/out')
   assert done.returncode == 0, done.stderr
   text = (tmp_path / 'out' / 'table.md').read_text()

@@ -32,13 +32,14 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
 
   Returns:
     (points, worst): the worst point found for each example, (batch, ...), and its smallest
-    margin z_y - z_j, (batch,). A worst margin <= 0 is a successful attack.
+    margin z_y - z_j, (batch,), -inf where the logits are NaN. A worst margin <= 0 is a successful attack.
   """
   box = linf_ball(xs, eps, *clip)
   step_size = jnp.maximum(2.5 * eps / max(steps, 1), eps / 10) if step_size is None else step_size
 
-  def margin(x, label):
-    return margins(f(params, x), label).min()
+  def margin(x, label):  # of a NaN nothing is right
+    m = margins(f(params, x), label).min()
+    return jnp.where(jnp.isnan(m), -jnp.inf, m)
 
   def loss(x, label):
     z = f(params, x)
@@ -51,7 +52,8 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
 
     def step(carry, _):
       x, best = carry
-      x = jnp.clip(x + step_size * jnp.sign(jax.grad(loss)(x, label)), lower, upper)
+      direction = jnp.sign(jnp.nan_to_num(jax.grad(loss)(x, label)))
+      x = jnp.clip(x + step_size * direction, lower, upper)
       return (x, better(best, x)), None
 
     def restart(best, key):
