@@ -48,6 +48,7 @@ class Cascade:
     self.f, self.params, self.methods, self.attacks, self.seed = f, params, methods, attacks, seed
     self.batch_size = batch_size
     self.compiled: set[str] = set()
+    self.programs: dict[int, Callable] = {}  # of the attacks
 
     @jax.jit
     def logits(params, images):
@@ -80,14 +81,15 @@ class Cascade:
     n = len(images)
     everyone, seconds = np.arange(n), np.zeros(n)
 
-    def stage(name: str, function: Callable, which: np.ndarray, size: int) -> np.ndarray:
+    def stage(name: str, function: Callable, which: np.ndarray, size: int,
+              prepare: Callable | None = None) -> np.ndarray:
       values = [np.zeros(0, np.float32)] if not len(which) else []
       for start in range(0, len(which), size):
         part = which[start:start + size]
         padded = np.pad(part, (0, size - len(part)), mode='edge')
         arguments = images[padded], labels[padded], indices[padded]
-        if name not in self.compiled:  # the first batch runs twice, so that no time of compilation is counted
-          jax.block_until_ready(function(*arguments))
+        if name not in self.compiled:  # so that no time of compilation is counted; what is cheap runs twice for it
+          jax.block_until_ready((prepare or function)(*arguments))
           self.compiled.add(name)
         begin = time.perf_counter()
         values.append(np.asarray(function(*arguments))[:len(part)])
@@ -110,10 +112,13 @@ class Cascade:
         verified[which] = found > 0
         by[which[found > 0]] = method
       for place in range(len(self.attacks)):
+        def compile_attack(x, y, i, place=place):
+          self.programs[place] = self.worst.lower(place, self.params, x, y, i, eps).compile()
+
         def attack(x, y, i, place=place):
-          return self.worst(place, self.params, x, y, i, eps)
+          return self.programs[place](self.params, x, y, i, eps)
         which = np.flatnonzero(correct & ~verified & (worst > 0)) if place else everyone
-        found = stage(f'attack {place}', attack, which, later if place else self.batch_size)
+        found = stage(f'attack {place}', attack, which, later if place else self.batch_size, compile_attack)
         worst[which] = np.minimum(worst[which], found)  # NaN stays
     return [dict(index=int(indices[i]), label=int(labels[i]), prediction=int(logits[i].argmax()), eps=eps,
                  margins=dict(zip(self.methods, margins[:, i])), pgd_margin=float(worst[i]),
