@@ -41,15 +41,14 @@ class Pad(nnx.Module):
 def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> list[nnx.Module]:
   """A square convolution with the same explicit padding on all sides, initialised as published.
 
-  Where padding makes an image larger than it was, it is a layer of its own: XLA's CPU code for the
-  gradient of the kernel is seven times slower if the convolution pads (jaxlib 0.10.2). On GPUs XLA
-  joins the two again.
+  Padding that makes an image larger than it was is a layer of its own, as far as it does: XLA's CPU
+  code for the gradient of the kernel is ten times slower if the convolution does it (jaxlib 0.10.2).
+  On GPUs XLA joins the two again.
   """
-  apart = 2 * padding >= size
-  inside = 0 if apart else padding
+  inside = min(padding, (size - 1) // 2) if stride == 1 else padding
   layer = nnx.Conv(channels_in, channels_out, (size, size), strides=stride, padding=((inside, inside),) * 2,
                    kernel_init=fan_in_uniform, bias_init=bias_uniform(size * size * channels_in), rngs=rngs)
-  return [Pad(padding), layer] if apart else [layer]
+  return [Pad(padding - inside), layer] if padding > inside else [layer]
 
 
 def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[int], *,
