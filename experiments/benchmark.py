@@ -18,6 +18,7 @@ from flax import nnx
 
 import ibpjax
 from experiments import architectures, runs
+from experiments.timing import in_turn
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list('nets', ['dm_small', 'dm_medium', 'cnn7'], 'Networks to measure.')
@@ -35,17 +36,10 @@ def compiled(f: Callable, *args: Any) -> tuple[Any, float]:
   return program, time.perf_counter() - start
 
 
-def timed(program: Any, *args: Any) -> float:
-  start = time.perf_counter()
-  jax.block_until_ready(program(*args))
-  return time.perf_counter() - start
-
-
 def pair(reference: Callable, other: Callable, *args: Any, repeats: int) -> dict[str, float]:
   """Median seconds of both, median of their ratio pair by pair, ratio of their XLA costs, compile seconds, memory."""
   (a, _), (b, compile_seconds) = compiled(reference, *args), compiled(other, *args)
-  timed(a, *args), timed(b, *args)
-  times = [(timed(a, *args), timed(b, *args)) for _ in range(repeats)]
+  times = in_turn((a, b), *args, repeats=repeats)
   flops = [p.cost_analysis()['flops'] for p in (a, b)]
   return dict(reference=statistics.median(t for t, _ in times), seconds=statistics.median(t for _, t in times),
               ratio=statistics.median(t / r for r, t in times), cost=flops[1] / flops[0], compile=compile_seconds,

@@ -49,7 +49,7 @@ def open_run(run: pathlib.Path, data_dir: str | None,
   graphdef, params = runs.trained(run, data.facts)
   batches = [(augment.centre_crop(x, data.facts.shape[0]), y) for x, y in pipeline.evaluation_batches(part, 1000)]
   images, labels = map(np.concatenate, zip(*batches))
-  images = images.astype(np.float32) / np.float32(data.facts.levels)
+  images = data.facts.pixels(images)
 
   def model(params, x):
     return nnx.merge(graphdef, *params)(x)

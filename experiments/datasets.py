@@ -27,6 +27,10 @@ class Facts:
   pad: int = 0   # pixels of padding before a random crop
   edge: bool = False   # pad with the pixels of the edge, or with zeros
 
+  def pixels(self, stored: Any) -> Any:
+    """Stored images, of NumPy or on the device, as float32 in [0, 1]."""
+    return stored.astype(np.float32) / self.levels
+
 
 # Flips and crops of CIFAR and Tiny ImageNet are those of Shi et al. 2021.
 FACTS = {facts.name: facts for facts in (

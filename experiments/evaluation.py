@@ -2,7 +2,6 @@
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -145,21 +144,18 @@ def evaluate(cascade: Cascade, images: np.ndarray, labels: np.ndarray, radii: Se
   Raises:
     RuntimeError: an example is both verified and attackable. Its record is in the file.
   """
-  records, size = logs.read(path), cascade.batch_size
-  logs.write(path, ''.join(json.dumps(r) + '\n' for r in records))  # without a line that was cut off
+  records, size = logs.recovered(path), cascade.batch_size
   refuse_contradictions(records, path)
   done = {(r['eps'], r['index']) for r in records}
-  with path.open('a') as file, tqdm(total=len(images) * len(radii), initial=len(records), desc='certifying',
-                                    unit='example', disable=None) as bar:
+  with tqdm(total=len(images) * len(radii), initial=len(records), desc='certifying', unit='example',
+            disable=None) as bar:
     for eps in radii:
       for start in range(0, len(images), size):
         indices = np.arange(start, min(start + size, len(images)))
         if all((eps, i) in done for i in indices.tolist()):
           continue
         new = [r for r in cascade(images[indices], labels[indices], indices, eps) if (eps, r['index']) not in done]
-        file.write(''.join(json.dumps(r) + '\n' for r in new))
-        file.flush()
-        os.fsync(file.fileno())
+        logs.append(path, new)
         refuse_contradictions(new, path)
         records += new
         bar.update(len(new))

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -19,6 +20,25 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       if i + 1 < len(lines):
         raise ValueError(f'line {i + 1} of {path} is not JSON: the file was changed. Delete it or mend it') from None
   return records
+
+
+def recovered(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> list[dict[str, Any]]:
+  """The records to keep of a file of JSON lines, which then holds these alone; later ones can be appended."""
+  records = [r for r in read(path) if keep(r)]
+  write(path, _lines(records))
+  return records
+
+
+def append(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
+  """Adds records to a file of JSON lines; they are on the disk when it returns."""
+  with path.open('a') as file:
+    file.write(_lines(records))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> str:
+  return ''.join(json.dumps(r) + '\n' for r in records)
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -41,17 +61,13 @@ class Log:
 
   def __init__(self, folder: pathlib.Path, step: int):
     self.path = folder / 'metrics.jsonl'
-    self.records = [r for r in read(self.path) if r['step'] <= step]
-    write(self.path, ''.join(json.dumps(r) + '\n' for r in self.records))
+    self.records = recovered(self.path, lambda record: record['step'] <= step)
     self.events = SummaryWriter(str(folder / 'events'), purge_step=step + 1 if step else None)
 
   def add(self, record: dict[str, Any]) -> None:
     """Writes a record, to the disk."""
     self.records.append(record)
-    with self.path.open('a') as file:
-      file.write(json.dumps(record) + '\n')
-      file.flush()
-      os.fsync(file.fileno())
+    append(self.path, [record])
     for key, value in record.items():
       if key != 'step':
         self.events.add_scalar(key, value, record['step'])

@@ -19,6 +19,8 @@ from ibpjax.training.checkpoints import Checkpoints, fill
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
     'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'dm_large': nn.dm_large,
     'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
+# Flags that are options of some models only.
+OPTIONS = {'hidden': ['mlp'], 'width': ['cnn7', 'dm_large'], 'valid': ['dm_small', 'dm_medium']}
 # Flags that say how and where a run is done, not what is computed: these may change when it goes on.
 CIRCUMSTANCES = {'out', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds'}
 
@@ -26,12 +28,11 @@ CIRCUMSTANCES = {'out', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minute
 def build_model(config: dict[str, Any], facts: Facts, seed: int) -> nn.Sequential:
   """A freshly initialised model for the images of a dataset, its normalisation the first layer."""
   name, options = config['model'], {}
-  for flag, option, models in (('hidden', 'hidden', ['mlp']), ('width', 'width', ['cnn7', 'dm_large']),
-                               ('valid', 'valid', ['dm_small', 'dm_medium'])):
-    if config.get(flag):
+  for option, models in OPTIONS.items():
+    if config.get(option):
       if name not in models:
-        raise ValueError(f'--{flag} is an option of {" and ".join(models)}, not of {name}: leave it out')
-      options[option] = config[flag]
+        raise ValueError(f'--{option} is an option of {" and ".join(models)}, not of {name}: leave it out')
+      options[option] = config[option]
   model = MODELS[name](input_shape=facts.shape, classes=facts.classes, rngs=nnx.Rngs(seed), **options)
   if any(facts.mean) or set(facts.std) != {1.}:
     model = nn.Sequential([nn.Normalise(facts.mean, facts.std), *model.layers])

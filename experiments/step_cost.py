@@ -6,11 +6,7 @@ Natural and IBP steps run in turn (A B A B ...), optimizer and metrics included,
 shape made at random and held on the device as stored bytes. The pipeline's part is the time a step
 takes longer when its batch is drawn, and not given.
 """
-import functools
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +14,7 @@ import optax
 from absl import app, flags
 
 from experiments import datasets, pipeline, runs
+from experiments.timing import in_turn, timed
 from ibpjax import training
 
 FLAGS = flags.FLAGS
@@ -25,12 +22,6 @@ flags.DEFINE_list('models', ['mlp', 'dm_small'], 'Networks to measure.')
 flags.DEFINE_enum('dataset', 'mnist', list(datasets.FACTS), 'Whose shapes to use; the images are random.')
 flags.DEFINE_integer('batch_size', 256, 'Examples a step.', 1)
 flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
-
-
-def seconds(f: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  jax.block_until_ready(f())
-  return time.perf_counter() - start
 
 
 def measure(name: str, feed: pipeline.Resident) -> dict[str, float]:
@@ -43,18 +34,15 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, float]:
   def step(objective):
     @jax.jit
     def run(state, images, labels):
-      batch = images.astype(np.float32) / facts.levels, labels
+      batch = facts.pixels(images), labels
       return training.train_step(state, batch, key, graphdef=graphdef, optimizer=optimizer, eps=lambda _: .1,
                                  kappa=lambda _: 0., objective=objective)
     return run
   natural, bounded = step(None), step(training.ibp_objective)
   batch = next(iter(feed.batches(0)))
-  steps = [functools.partial(f, state, *batch) for f in (natural, bounded)]
-  for run in steps:  # compiles
-    seconds(run)
-  pairs = [[seconds(run) for run in steps] for _ in range(FLAGS.repeats)]
+  pairs = in_turn((natural, bounded), state, *batch, repeats=FLAGS.repeats)
   drawn = feed.batches(1)
-  draws = [seconds(lambda: next(drawn)) for _ in range(min(FLAGS.repeats, len(feed)))]
+  draws = [timed(next, drawn) for _ in range(min(FLAGS.repeats, len(feed)))]
   typical = [statistics.median(times) for times in zip(*pairs)]
   draw = statistics.median(draws[1:])
   return dict(natural=typical[0], ibp=typical[1], ratio=statistics.median(b / a for a, b in pairs),

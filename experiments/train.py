@@ -106,19 +106,18 @@ def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
     images = augment.crop(crop, images, size)
     if FLAGS.augment and (facts.flip or facts.pad):
       images = augment.flip_and_crop(rest, images, flip=facts.flip, pad=facts.pad, edge=facts.edge)
-  return images.astype(jnp.float32) / facts.levels
+  return facts.pixels(images)
 
 
 def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Any:
   """(params, averages) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance."""
-  def one(model, x, y):
-    return ibpjax.margins(model(x[None])[0], y)
+  one = ibpjax.batched(lambda model, x: model(x))
 
   @jax.jit
   def wrong(params, averages, images, labels):
     model, x = nnx.merge(graphdef, params, averages), prepared(facts, images, None)
-    clean = jax.vmap(one, (None, 0, 0))(model, x, labels)
-    bound = jax.vmap(ibpjax.ibp(one, elide=True), (None, 0, 0))(model, ibpjax.linf_ball(x, eps, 0., 1.), labels).lower
+    clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
+    bound = training.margin_bounds(one, model, x, labels, eps)
     return jnp.stack([jnp.sum(~(m.min(-1) > 0)) for m in (clean, bound)])
 
   def evaluate(params, averages):

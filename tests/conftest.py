@@ -7,6 +7,7 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 import hypothesis
 import jax
 import pytest
+from pictures import jpeg, smooth
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -36,3 +37,16 @@ def promotion():
   """Lets a test call code of other libraries that promotes dtypes: Flax's pooling, optax's Adam."""
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
     yield
+
+
+@pytest.fixture(scope='session')
+def imagenet(tmp_path_factory):
+  """ImageNet with an image a class: landscape, portrait, grey and small ones."""
+  root = tmp_path_factory.mktemp('imagenet')
+  kinds = [jpeg(smooth(300, 500)), jpeg(smooth(512, 256)), jpeg(smooth(260, 260), 'L'), jpeg(smooth(64, 64))]
+  for part in ('train', 'val'):
+    for i in range(1000):
+      folder = root / part / f'n{i:08d}'
+      folder.mkdir(parents=True)
+      (folder / f'{i}.JPEG').write_bytes(kinds[i % 4])
+  return root

@@ -11,6 +11,11 @@ from ibpjax.interval import linf_ball
 from ibpjax.margins import check_labels, margins
 
 
+def usual_step(eps: Any, steps: int) -> Any:
+  """The length of a step of an attack where none is given: 2.5 eps / steps, at least eps / 10."""
+  return jnp.maximum(2.5 * eps / max(steps, 1), eps / 10)
+
+
 def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, steps: int = 40, restarts: int = 1,
         step_size: Any = None, clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, Any]:
   """Projected gradient descent on the margins, inside the l-infinity ball (Madry et al. 2018).
@@ -27,7 +32,7 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
     key: PRNG key of the starting points.
     steps: gradient steps of each restart.
     restarts: random starts.
-    step_size: length of a step; default 2.5 eps / steps, at least eps / 10.
+    step_size: length of a step; default `usual_step`.
     clip: valid range of pixels.
 
   Returns:
@@ -35,7 +40,7 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
     margin z_y - z_j, (batch,), -inf where the logits are NaN. A worst margin <= 0 is a successful attack.
   """
   box = linf_ball(xs, eps, *clip)
-  step_size = jnp.maximum(2.5 * eps / max(steps, 1), eps / 10) if step_size is None else step_size
+  step_size = usual_step(eps, steps) if step_size is None else step_size
 
   def margin(x, label):  # of a NaN nothing is right
     m = margins(f(params, x), label).min()

@@ -16,10 +16,18 @@ from jax import lax
 from ibpjax.ibp import ibp
 from ibpjax.interval import linf_ball
 from ibpjax.margins import margins
-from ibpjax.training.attacks import pgd
+from ibpjax.training.attacks import pgd, usual_step
 from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 
 Objective = Callable[..., tuple[Any, dict[str, Any]]]
+
+
+def margin_bounds(f: Callable, params: Any, images: Any, labels: Any, eps: Any,
+                  clip: tuple[Any, Any] = (0., 1.)) -> Any:
+  """Lower bounds of the margins of a batch, by elided IBP without an allowance: (batch, classes - 1)."""
+  def one(params, x, label):
+    return margins(f(params, x), label)
+  return jax.vmap(ibp(one, elide=True), (None, 0, 0))(params, linf_ball(images, eps, *clip), labels).lower
 
 
 def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
@@ -30,10 +38,7 @@ def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: An
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
   del logits, key
-
-  def bounded(params, x, label):
-    return margins(f(params, x), label)
-  lower = jax.vmap(ibp(bounded, elide=True), (None, 0, 0))(params, linf_ball(images, eps, *clip), labels).lower
+  lower = margin_bounds(f, params, images, labels, eps, clip)
   return robust_loss(lower), dict(verified_error=jnp.mean(~(lower.min(-1) > 0)))
 
 
@@ -59,7 +64,7 @@ def trades_objective(f: Callable, params: Any, logits: Any, images: Any, labels:
   Metrics: attacked_error, the fraction misclassified at the points found.
   """
   box = linf_ball(images, eps, *clip)
-  step_size = jnp.maximum(2.5 * eps / max(steps, 1), eps / 10) if step_size is None else step_size
+  step_size = usual_step(eps, steps) if step_size is None else step_size
   apply, fixed = jax.vmap(f, (None, 0)), lax.stop_gradient((params, logits))
 
   def ascend(x, _):
