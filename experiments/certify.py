@@ -6,7 +6,7 @@
 Killed at any moment, the same command goes on. What is written, beside pictures: `certificates.jsonl`, a record an
 example and eps (`evaluation.Cascade`), and `certificate.json`, settings and summary (`report.summarise`).
 """
-import importlib.metadata
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -38,23 +38,44 @@ flags.DEFINE_integer('seed', 0, 'Of the random starts and samples.')
 flags.DEFINE_string('data_dir', None, 'Folder of the data; the default is the one of the run.')
 
 
-def open_run(run: pathlib.Path, data_dir: str | None,
-             split: str) -> tuple[Callable, Any, np.ndarray, np.ndarray, dict[str, Any]]:
-  """(f, params, images, labels, config): its model for one example; a split as float32 in [0, 1]; its flags."""
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A trained run and the examples to certify.
+
+  Attributes:
+    f: (params, pixels of one example) -> logits.
+    params: its first argument.
+    images, labels: the first examples of a split, as they are stored.
+    of: the number of all examples of the split.
+    facts: of the dataset.
+    config: the flags of the run.
+  """
+  f: Callable
+  params: Any
+  images: np.ndarray
+  labels: np.ndarray
+  of: int
+  facts: datasets.Facts
+  config: dict[str, Any]
+
+
+def open_run(run: pathlib.Path, data_dir: str | None, split: str, examples: int | None) -> Opened:
+  """A run and the first examples of a split, or one clear error."""
   config = runs.read_config(run)
   data = datasets.load(config['dataset'], data_dir or config['data_dir'], config['validation'])
   part = data.test if split == 'test' else data.validation
   if part is None:
     raise ValueError(f'{run} held out no examples for validation: use --split=test')
   graphdef, params = runs.trained(run, data.facts)
+  total = len(part)
+  part = part.take(np.arange(min(total, examples or total)))
   batches = [(augment.centre_crop(x, data.facts.shape[0]), y) for x, y in pipeline.evaluation_batches(part, 1000)]
   images, labels = map(np.concatenate, zip(*batches))
-  images = data.facts.pixels(images)
 
   def model(params, x):
     return nnx.merge(graphdef, *params)(x)
 
-  return ibpjax.batched(model), params, images, labels, config
+  return Opened(ibpjax.batched(model), params, images, labels, total, data.facts, config)
 
 
 def draw_boxes(path: pathlib.Path, f: Callable, params: Any, x: Any, title: str, eps: float, key: Any) -> None:
@@ -94,28 +115,29 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'--methods={",".join(methods)}: known are {", ".join(METHODS)}')
   if not attacks:
     raise app.UsageError('--pgd is empty: without an attack nothing checks the bounds')
-  run = pathlib.Path(FLAGS.run)
-  f, params, images, labels, config = open_run(run, FLAGS.data_dir, FLAGS.split)
+  run = pathlib.Path(FLAGS.run).expanduser()
+  opened = open_run(run, FLAGS.data_dir, FLAGS.split, FLAGS.examples)
+  f, params, config, pixels = opened.f, opened.params, opened.config, opened.facts.pixels
+  images, labels, total = opened.images, opened.labels, opened.of
   default = config['eps'] if config.get('test_eps') is None else config['test_eps']
-  radii, total = list(dict.fromkeys(FLAGS.eps or [default])), len(images)
-  images, labels = images[:FLAGS.examples], labels[:FLAGS.examples]
+  radii, versions = list(dict.fromkeys(FLAGS.eps or [default])), runs.versions()
   settings = dict(
-      dataset=config['dataset'], split=FLAGS.split, examples=len(images), of=total, eps=radii, methods=methods,
+      dataset=config['dataset'], split=FLAGS.split, examples=len(images), of=total, methods=methods,
       pgd=[f'{steps}x{restarts}' for steps, restarts in attacks], seed=FLAGS.seed,
       weights=evaluation.fingerprint(params), data=evaluation.fingerprint((images, labels)),
-      **{package: importlib.metadata.version(package) for package in ('ibpjax', 'jax')})
+      **{k: versions[k] for k in ('commit', 'ibpjax', 'jax', 'devices')})
   path = evaluation.begin(run, settings)
   size = min(FLAGS.batch_size, len(images))
   cascade = evaluation.Cascade(f, params, methods=methods, attacks=attacks, seed=FLAGS.seed, batch_size=size)
-  records = evaluation.evaluate(cascade, images, labels, radii, path)
-  results = evaluation.finish(run, settings, records, batch_size=size, versions=runs.versions())
+  records = evaluation.evaluate(cascade, images, labels, radii, path, pixels)
+  results = evaluation.finish(run, settings, records, batch_size=size, versions=versions)
 
   few, pictures = min(64, len(images)), ['boxes.png']
-  draw_boxes(run / 'boxes.png', f, params, images[:few], f'{few} {FLAGS.split} examples, eps {radius_text(max(radii))}',
-             max(radii), jax.random.key(FLAGS.seed))
+  title = f'{few} {FLAGS.split} examples, eps {radius_text(max(radii))}'
+  draw_boxes(run / 'boxes.png', f, params, pixels(images[:few]), title, max(radii), jax.random.key(FLAGS.seed))
   what = f'{total} {FLAGS.split} examples' if len(images) == total else (
       f'the first {len(images)} of {total} {FLAGS.split} examples (a subset: not the errors on the whole split)')
-  if len(radii) > 1:
+  if len(results) > 1:
     plots.against_eps(run / 'eps.png', results, f'{config["dataset"]}, {what.split(" (")[0]}')
     pictures.append('eps.png')
   print(f'{what}, l-infinity balls, intervals of 95 % (Wilson), PGD {" then ".join(settings["pgd"])}')

@@ -24,6 +24,7 @@ flags.DEFINE_string('out', 'compare', 'Folder for table.md, curves.png and trade
 HEAD = ['run', 'dataset', 'model', 'training eps', 'parameters', 'epochs', 'training [s]', 'examples', 'eps',
         'natural error [%]', 'PGD error [%]', 'verified error [%]', 'certification [s]']
 KINDS = ('natural', 'attacked', 'verified')
+PROTOCOL = ('split', 'examples', 'of', 'methods', 'pgd')  # what certificates of one row have in common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Run:
 
 def read(folder: pathlib.Path) -> Run:
   path = folder / 'certificate.json'
-  certificate = json.loads(path.read_text()) if path.exists() else {}
+  try:
+    certificate = json.loads(path.read_text()) if path.exists() else {}
+  except ValueError as e:
+    raise ValueError(f'{path} is not a certificate: {e}. It was cut or changed: certify again') from None
   return Run(folder, runs.read_config(folder), logs.read(folder / 'metrics.jsonl'), certificate)
 
 
@@ -52,16 +56,22 @@ def grouped(folders: list[str]) -> dict[str, list[Run]]:
     ValueError: runs of one group that differ in more than the seed.
   """
   groups: dict[pathlib.Path, list[Run]] = {}
-  paths = [pathlib.Path(os.path.abspath(folder)) for folder in folders]
-  for path in dict.fromkeys(run for folder in paths for run in sorted(folder.glob('seed*')) or [folder]):
-    groups.setdefault(path.parent if re.fullmatch(r'seed\d+', path.name) else path, []).append(read(path))
+  paths = [pathlib.Path(os.path.abspath(os.path.expanduser(folder))) for folder in folders]
+  for path in dict.fromkeys(run for folder in paths for run in sorted(filter(_is_seed, folder.glob('*'))) or [folder]):
+    groups.setdefault(path.parent if _is_seed(path) else path, []).append(read(path))
   for group, members in groups.items():
-    for key in ('dataset', 'model', 'eps', 'epochs'):
-      if len({str(r.config.get(key)) for r in members}) > 1:
-        raise ValueError(f'the runs in {group} differ in --{key} and not only in the seed: compare them one by one, '
-                         'from folders that are not called seed<k>')
+    flags_ = [{k: v for k, v in r.config.items() if k != 'seed' and k not in runs.CIRCUMSTANCES} for r in members]
+    protocols = [{k: r.certificate['settings'].get(k) for k in PROTOCOL} for r in members if r.certificate]
+    for kind, dicts in (('--', flags_), ('how they were certified: ', protocols)):
+      if differ := [k for k in dicts[0] if any(d.get(k) != dicts[0][k] for d in dicts)] if dicts else []:
+        raise ValueError(f'the runs in {group} differ in {kind}{differ[0]} and not only in the seed: compare them one '
+                         'by one, from folders that are not called seed<k>')
   above = os.path.commonpath([path.parent for path in groups])
   return {os.path.relpath(path, above): members for path, members in groups.items()}
+
+
+def _is_seed(path: pathlib.Path) -> bool:
+  return re.fullmatch(r'seed\d+', path.name) is not None
 
 
 def spread(values: list[float], form: str = '.2f') -> str:
@@ -81,10 +91,11 @@ def row(name: str, members: list[Run], eps: float | None) -> list[str]:
   if len(members) > 1:
     name += f' ({len(found)} of {len(members)} seeds)' if 0 < len(found) < len(members) else f' ({len(members)} seeds)'
   config, epochs = members[0].config, [run.metrics[-1] for run in members if run.metrics]
-  of = {f'{run.certificate["settings"]["examples"]} of {run.certificate["settings"]["of"]}' for run, _ in found}
+  of = {'{examples} of {of} {split}'.format(**run.certificate['settings']) for run, _ in found}
+  seconds = [m['seconds'] for m in epochs if 'seconds' in m]
   cells = [name, config.get('dataset', '-'), config.get('model', '-'),
            radius_text(config['eps']) if 'eps' in config else '-', config.get('parameters', '-'),
-           config.get('epochs', '-'), spread([m['seconds'] for m in epochs if 'seconds' in m], '.0f'),
+           ', '.join(map(str, sorted({m['epoch'] for m in epochs}))) or '-', spread(seconds, '.0f'),
            ', '.join(sorted(of)) or '-', '-' if eps is None else radius_text(eps)]
   for kind in KINDS:
     text = spread([r[f'{kind}_error'] for _, r in found])
@@ -141,7 +152,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   if not FLAGS.runs:
     raise app.UsageError('--runs is empty: name folders of runs, --runs=runs/a,runs/b')
-  groups, out = grouped(FLAGS.runs), pathlib.Path(FLAGS.out)
+  groups, out = grouped(FLAGS.runs), pathlib.Path(FLAGS.out).expanduser()
   out.mkdir(parents=True, exist_ok=True)
   text, written = table(groups), [out / 'table.md']
   logs.write(out / 'table.md', text)

@@ -136,10 +136,11 @@ def refuse_contradictions(records: Records, path: pathlib.Path) -> None:
 
 
 def evaluate(cascade: Cascade, images: np.ndarray, labels: np.ndarray, radii: Sequence[float],
-             path: pathlib.Path) -> Records:
+             path: pathlib.Path, pixels: Callable[[np.ndarray], Any] = np.asarray) -> Records:
   """Records of all examples at all radii, each on the disk when its batch is done; goes on with those in the file.
 
   Batches are the same however often it was stopped: of one done in part, the missing records are added.
+  `pixels` makes floats in [0, 1] of a batch of `images`, which can stay as they are stored.
 
   Raises:
     RuntimeError: an example is both verified and attackable. Its record is in the file.
@@ -147,14 +148,15 @@ def evaluate(cascade: Cascade, images: np.ndarray, labels: np.ndarray, radii: Se
   records, size = logs.recovered(path), cascade.batch_size
   refuse_contradictions(records, path)
   done = {(r['eps'], r['index']) for r in records}
-  with tqdm(total=len(images) * len(radii), initial=len(records), desc='certifying', unit='example',
-            disable=None) as bar:
+  with tqdm(total=len(images) * len(radii), initial=sum(r['eps'] in radii for r in records), desc='certifying',
+            unit='example', disable=None) as bar:
     for eps in radii:
       for start in range(0, len(images), size):
         indices = np.arange(start, min(start + size, len(images)))
         if all((eps, i) in done for i in indices.tolist()):
           continue
-        new = [r for r in cascade(images[indices], labels[indices], indices, eps) if (eps, r['index']) not in done]
+        found = cascade(pixels(images[indices]), labels[indices], indices, eps)
+        new = [r for r in found if (eps, r['index']) not in done]
         logs.append(path, new)
         refuse_contradictions(new, path)
         records += new
@@ -195,8 +197,9 @@ def begin(folder: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path:
 
 
 def finish(folder: pathlib.Path, settings: dict[str, Any], records: Records, **more: Any) -> Records:
-  """The summary of each radius; writes certificate.json."""
-  results = [summarise([r for r in records if r['eps'] == eps]) for eps in settings['eps']]
+  """The summary of each radius that all examples have a record of; writes certificate.json."""
+  of = {eps: [r for r in records if r['eps'] == eps] for eps in dict.fromkeys(r['eps'] for r in records)}
+  results = [summarise(own) for own in of.values() if len(own) == settings['examples']]
   logs.write(folder / 'certificate.json', json.dumps(dict(settings=settings, results=results, **more), indent=2) + '\n')
   return results
 

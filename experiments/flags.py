@@ -29,14 +29,18 @@ class _Radius(flags.ArgumentParser):
 class _Numbers(flags.ArgumentParser):
   """Numbers with commas between."""
 
-  def __init__(self, kind):
+  def __init__(self, kind, least=None, distinct=False):
     super().__init__()
-    self.kind = kind
+    self.kind, self.least, self.distinct = kind, least, distinct
 
   def parse(self, argument):
-    if not isinstance(argument, str):
-      return [self.kind(x) for x in argument]
-    return [self.kind(x) for x in argument.split(',') if x.strip()]
+    parts = [x for x in argument.split(',') if x.strip()] if isinstance(argument, str) else argument
+    numbers = [self.kind(x) for x in parts]
+    if self.least is not None and any(x < self.least for x in numbers):
+      raise ValueError(f'{min(numbers)} is less than {self.least}')
+    if self.distinct and len(set(numbers)) < len(numbers):
+      raise ValueError('a number occurs twice')
+    return numbers
 
 
 def define_radius(name: str, default: float | None, help: str) -> None:
@@ -47,5 +51,6 @@ def define_radii(name: str, default: Sequence[float] | None, help: str) -> None:
   flags.DEFINE(_Numbers(radius), name, default, help, serializer=flags.CsvListSerializer(','))
 
 
-def define_integers(name: str, default: Sequence[int] | None, help: str) -> None:
-  flags.DEFINE(_Numbers(int), name, default, help, serializer=flags.CsvListSerializer(','))
+def define_integers(name: str, default: Sequence[int] | None, help: str, least: int | None = None,
+                    distinct: bool = False) -> None:
+  flags.DEFINE(_Numbers(int, least, distinct), name, default, help, serializer=flags.CsvListSerializer(','))

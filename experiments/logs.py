@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -44,11 +45,15 @@ def _lines(records: Iterable[dict[str, Any]]) -> str:
 def write(path: pathlib.Path, text: str) -> None:
   """Replaces a file as a whole: whoever reads it finds the old text or the new one."""
   new = path.with_name(path.name + '.new')
-  with new.open('w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  new.replace(path)
+  try:
+    with new.open('w') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    new.replace(path)
+  except OSError:
+    new.unlink(missing_ok=True)
+    raise
 
 
 class Log:
@@ -73,10 +78,11 @@ class Log:
         self.events.add_scalar(key, value, record['step'])
     self.events.flush()
 
-  def say(self, total: int) -> None:
-    """The last record as a plain line, where no bar is drawn."""
-    if not sys.stderr.isatty():
-      record = self.records[-1]
+  def say(self, total: int, bar: tqdm) -> None:
+    """The last record: on the bar of a terminal, and as a plain line where standard output is none."""
+    record = self.records[-1]
+    bar.set_postfix({k: f'{v:.4g}' for k, v in record.items() if k == 'loss' or k.startswith(('test', 'validation'))})
+    if not sys.stdout.isatty():
       shown = {k: v for k, v in record.items() if k not in ('epoch', 'step', 'seconds')}
       text = ' '.join(f'{k} {v:.4g}' for k, v in shown.items())
       print(f'epoch {record["epoch"]}/{total}, {record["seconds"]:.0f} s: {text}', flush=True)

@@ -1,10 +1,13 @@
 """What a run is on disk: a folder with config.json, metrics.jsonl, checkpoints/; and the model that it holds."""
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -58,8 +61,33 @@ def versions() -> dict[str, Any]:
               devices=[str(d) for d in jax.devices()], machine=platform.platform())
 
 
+@contextlib.contextmanager
+def alone(out: pathlib.Path) -> Iterator[None]:
+  """Holds the folder of a run; another process that wants it gets an error. A folder left empty is removed.
+
+  Raises:
+    RuntimeError: a process is training in it.
+  """
+  made = [folder for folder in (out, *out.parents) if not folder.exists()]
+  out.mkdir(parents=True, exist_ok=True)
+  folder = os.open(out, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise RuntimeError(f'{out} is being trained by another process: wait for it, or use another --out') from None
+    yield
+  finally:
+    os.close(folder)
+    with contextlib.suppress(OSError):  # not empty
+      for path in made:
+        path.rmdir()
+
+
 def begin(out: pathlib.Path, config: dict[str, Any]) -> None:
   """Writes config.json: every flag with its value, defaults included, and the software. Refuses another run's folder.
+
+  A run that goes on with other software says so there: `versions` lists all, in order.
 
   Raises:
     ValueError: the folder holds a run with other flags.
@@ -72,11 +100,14 @@ def begin(out: pathlib.Path, config: dict[str, Any]) -> None:
     if differ:
       raise ValueError(f'{out} holds a run with other flags ({"; ".join(differ)}): use these to go on with it, or '
                        'another --out, or delete the folder')
-  elif out.exists() and any(out.iterdir()):
+    used = read_versions(out)
+    if used[-1] != versions():
+      logs.write(path, json.dumps(dict(flags=old, versions=[*used, versions()]), indent=2) + '\n')
+  elif out.exists() and any(p.name != 'config.json.new' for p in out.iterdir()):  # left by a kill
     raise ValueError(f'{out} holds files and is not the folder of a run: use another --out')
   else:
     out.mkdir(parents=True, exist_ok=True)
-    logs.write(path, json.dumps(dict(flags=config, versions=versions()), indent=2) + '\n')
+    logs.write(path, json.dumps(dict(flags=config, versions=[versions()]), indent=2) + '\n')
 
 
 def read_config(out: pathlib.Path) -> dict[str, Any]:
@@ -91,12 +122,17 @@ def read_config(out: pathlib.Path) -> dict[str, Any]:
     raise ValueError(f'{path} is not the config of a run: it was changed. Restore it, or train again') from None
 
 
+def read_versions(out: pathlib.Path) -> list[dict[str, Any]]:
+  """The software that a run was made with, in order of use."""
+  return json.loads((out / 'config.json').read_text())['versions']
+
+
 def checkpoints(out: pathlib.Path) -> Checkpoints:
   return Checkpoints(out / 'checkpoints')
 
 
 def trained(out: pathlib.Path, facts: Facts) -> tuple[Any, Any]:
-  """(graphdef, (params, averages)) of the model that a finished run left; with --swa_from the averaged one.
+  """(graphdef, (params, batch_stats)) of the model that a finished run left; with --swa_from the averaged one.
 
   Raises:
     FileNotFoundError, CheckpointError: there is no such run, it was not finished, or it is corrupt.

@@ -9,8 +9,10 @@ The same command goes on with a run that was stopped or killed, and ends as if i
 import functools
 import itertools
 import json
+import os
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -27,7 +29,7 @@ from experiments import datasets, logs, pipeline, plots, runs
 from experiments.flags import define_integers, define_radius
 from ibpjax import training
 from ibpjax.training import augment
-from ibpjax.training.checkpoints import fill
+from ibpjax.training.checkpoints import CheckpointError, fill
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.')
@@ -36,7 +38,7 @@ flags.DEFINE_integer('validation', 0, 'Training examples held out; then they are
 flags.DEFINE_bool('augment', True, 'Random flips and crops, where the dataset has them.')
 flags.DEFINE_integer('workers', 2, 'Processes that read a dataset too large for memory.', 0)
 flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
-define_integers('hidden', [], 'Widths of the hidden layers of mlp.')
+define_integers('hidden', [], 'Widths of the hidden layers of mlp.', least=1)
 flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn7 and dm_large.', 1)
 flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium (Gowal et al. 2018).')
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'pgd', 'trades', 'natural'], 'What is minimised beside the natural loss.')
@@ -53,12 +55,14 @@ flags.DEFINE_float('kappa_end', 0., 'Weight of the natural loss after the ramp; 
 flags.DEFINE_integer('batch_size', 32, 'Examples a step.', 1)
 flags.DEFINE_integer('accumulate', 1, 'Steps whose gradients are averaged into one update.', 1)
 flags.DEFINE_float('learning_rate', 2e-3, 'Of Adam.', 0.)
-define_integers('drops', [48], 'Epochs after which the learning rate is multiplied by --drop.')
-flags.DEFINE_float('drop', .1, 'Factor of the learning rate.', 0., 1.)
+define_integers('milestones', None, 'Epochs after which the learning rate is multiplied by --decay; by default one, at '
+                '4/5 of --epochs.', least=1, distinct=True)
+flags.DEFINE_float('decay', .1, 'Factor of the learning rate.', 0., 1.)
 flags.DEFINE_float('gradient_clip', 0., 'Greatest l2 norm of the gradient; 0 for no limit.', 0.)
 flags.DEFINE_float('l1', 0., 'Weight of the L1 norm of the kernels.', 0.)
 flags.DEFINE_integer('swa_from', None, 'Epoch from which on weights are averaged, one sample an epoch.', 1)
-define_integers('seeds', [0], 'Of initial weights, order, augmentation and attacks; several give several runs.')
+define_integers('seeds', [0], 'Of initial weights, order, augmentation and attacks; several give several runs.',
+                least=0, distinct=True)
 flags.DEFINE_integer('evaluate_every', 1, 'Epochs between evaluations.', 1)
 flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 saves every step.', 0.)
 flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
@@ -66,12 +70,17 @@ flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds
 
 
 def check_flags() -> None:
-  """Raises for combinations that make no sense, before anything is written."""
+  """Raises for combinations that make no sense, before anything is written; fills in what depends on others."""
+  if FLAGS.milestones is None:
+    FLAGS['milestones'].value = [4 * FLAGS.epochs // 5] if FLAGS.epochs > 1 else []
+  if any(epoch >= FLAGS.epochs for epoch in FLAGS.milestones):
+    raise app.UsageError(f'--milestones={",".join(map(str, FLAGS.milestones))}: each must come before the last epoch, '
+                         f'--epochs={FLAGS.epochs}')
   if FLAGS.warmup_epochs + FLAGS.ramp_epochs > FLAGS.epochs:
     raise app.UsageError(f'--epochs={FLAGS.epochs} ends before the ramp of eps does: it needs --warmup_epochs + '
                          f'--ramp_epochs = {FLAGS.warmup_epochs + FLAGS.ramp_epochs}')
-  if len(set(FLAGS.seeds)) != len(FLAGS.seeds) or not FLAGS.seeds:
-    raise app.UsageError(f'--seeds={FLAGS.seeds}: give one or more different numbers')
+  if not FLAGS.seeds:
+    raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
     raise app.UsageError(f'--swa_from={FLAGS.swa_from} comes after the last epoch, {FLAGS.epochs}')
 
@@ -88,9 +97,10 @@ def objective_and_schedules(per_epoch: int) -> dict[str, Any]:
 
 
 def optimizer_for(per_epoch: int) -> optax.GradientTransformation:
-  """Adam with its drops, clipping before it, accumulation around it."""
+  """Adam with a decaying rate, clipping before it, accumulation around it."""
   updates = per_epoch // FLAGS.accumulate
-  rate = optax.piecewise_constant_schedule(FLAGS.learning_rate, {epoch * updates: FLAGS.drop for epoch in FLAGS.drops})
+  decays = {epoch * updates: FLAGS.decay for epoch in FLAGS.milestones}
+  rate = optax.piecewise_constant_schedule(FLAGS.learning_rate, decays)
   clip = [optax.clip_by_global_norm(FLAGS.gradient_clip)] if FLAGS.gradient_clip else []
   chain = optax.chain(*clip, optax.adam(rate))
   return optax.MultiSteps(chain, FLAGS.accumulate) if FLAGS.accumulate > 1 else chain
@@ -99,32 +109,40 @@ def optimizer_for(per_epoch: int) -> optax.GradientTransformation:
 def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
   """Stored images as floats in [0, 1] of the shape that the model takes; augmented if there is a key."""
   size = facts.shape[0]
-  if key is None:
+  if key is None or not FLAGS.augment:
     images = augment.centre_crop(images, size)
   else:
     crop, rest = jax.random.split(key)
     images = augment.crop(crop, images, size)
-    if FLAGS.augment and (facts.flip or facts.pad):
+    if facts.flip or facts.pad:
       images = augment.flip_and_crop(rest, images, flip=facts.flip, pad=facts.pad, edge=facts.edge)
   return facts.pixels(images)
 
 
 def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Any:
-  """(params, averages) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance."""
+  """(params, batch_stats) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance."""
   one = ibpjax.batched(lambda model, x: model(x))
 
   @jax.jit
-  def wrong(params, averages, images, labels):
-    model, x = nnx.merge(graphdef, params, averages), prepared(facts, images, None)
+  def wrong(params, batch_stats, images, labels):
+    model, x = nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None)
     clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
     bound = training.margin_bounds(one, model, x, labels, eps)
     return jnp.stack([jnp.sum(~(m.min(-1) > 0)) for m in (clean, bound)])
 
-  def evaluate(params, averages):
-    counts = np.sum([wrong(params, averages, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
+  def evaluate(params, batch_stats):
+    counts = np.sum([wrong(params, batch_stats, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
                     axis=0)
     return {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
   return evaluate
+
+
+def refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
+  """Raises if the loss or a weight is no longer a number, before that gets into a checkpoint."""
+  finite = [np.isfinite(metrics['loss']), *(jnp.isfinite(x).all() for x in jax.tree.leaves(params))]
+  if not all(map(bool, finite)):
+    raise FloatingPointError(f'training diverged in epoch {epoch}: the loss is {float(metrics["loss"])}, and not all '
+                             'weights are finite. Lower --learning_rate, lengthen --ramp_epochs or set --gradient_clip')
 
 
 def steps(feed: Any, per_epoch: int, start: int, total: int) -> Any:
@@ -174,6 +192,10 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   start = int(now['state'].step)
   log = logs.Log(out, start)
   if start == total:
+    if not log.records:
+      raise FileNotFoundError(f'{log.path} is missing: the run is finished, but what it measured is lost. Delete {out} '
+                              'to train again')
+    plots.curves(out / 'curves.png', log.records)
     print(f'{out} is finished: {total} steps. Delete the folder to train again')
     return log.records[-1]
   evaluate = evaluator(graphdef, facts, data.validation or data.test, 'validation' if data.validation else 'test',
@@ -189,24 +211,23 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
       if not rest:
         means = {k: float(v) / per_epoch for k, v in now['sums'].items()}
         means |= {f'train_{k}': 100 * means.pop(k) for k in list(means) if k.endswith('error')}  # per cent, as below
-        if not np.isfinite(means['loss']):
-          raise FloatingPointError(f'the loss is {means["loss"]} in epoch {epoch}: lower --learning_rate, lengthen '
-                                   '--ramp_epochs or set --gradient_clip')
-        means |= {k: float(metrics[k]) for k in ('eps', 'kappa')}
+        refuse_divergence(means, now['state'].params, epoch)
+        means |= {k: float(metrics[k]) for k in ('eps', 'kappa') if k in metrics}
         now['sums'] = zeros()
         if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
           now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
-        params, averages = now['state'].params, now['state'].averages
+        params, batch_stats = now['state'].params, now['state'].batch_stats
         if number == total and averaged:
           clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
-          params, averages = now['mean'], training.measured_averages(graphdef, now['mean'], averages, clean)
+          params, batch_stats = now['mean'], training.measured_batch_stats(graphdef, now['mean'], batch_stats, clean)
         if epoch % FLAGS.evaluate_every == 0 or number == total:
-          means |= evaluate(params, averages)
+          means |= evaluate(params, batch_stats)
         log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
-        log.say(FLAGS.epochs)
-        final = dict(final=(params, averages)) if number == total else {}
+        log.say(FLAGS.epochs, bar)
+        final = dict(final=(params, batch_stats)) if number == total else {}
       stop = time.monotonic() > deadline
       if final or stop or time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes:
+        refuse_divergence(metrics, now['state'].params, number // per_epoch + 1)
         saved.save(number, now | final, dict(seconds=seconds(), averaged=averaged, finished=bool(final)))
         last = time.monotonic()
       if stop and not final:
@@ -222,10 +243,17 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   check_flags()
   deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes is not None else float('inf')
-  data, out, records = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation), pathlib.Path(FLAGS.out), []
+  data = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation)
+  out, records = pathlib.Path(FLAGS.out).expanduser(), []
   for seed in FLAGS.seeds:
     where = out / f'seed{seed}' if len(FLAGS.seeds) > 1 else out
-    record = train(data, where, seed, deadline)
+    try:
+      with runs.alone(where):
+        record = train(data, where, seed, deadline)
+    except CheckpointError as e:
+      # The storage library reports a full disk again, many times, when Python ends: leave before it does.
+      print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True)
+      os._exit(1)
     if record is None:
       print(f'stopped after {FLAGS.max_minutes:g} minutes and saved in {where}: the same command goes on')
       return

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import runs
 from ibpjax.training.checkpoints import CheckpointError, Checkpoints, fill
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -119,6 +120,28 @@ print(saved.steps(), saved.restore()[1]["['a']"].sum())
   assert out.splitlines()[-1] == '[1] 499500.0'
 
 
+def test_who_reads_does_not_disturb_who_writes(tmp_path):
+  process = python(f'''
+import jax.numpy as jnp
+from ibpjax.training.checkpoints import Checkpoints
+saved = Checkpoints({str(tmp_path)!r})
+for step in range(1, 41):
+  saved.save(step, dict(a=jnp.full(300_000, step, jnp.float32)))
+''')
+  seen = set()
+  while process.poll() is None:
+    if Checkpoints(tmp_path).steps():
+      try:
+        step, arrays, _ = Checkpoints(tmp_path).restore()
+      except (CheckpointError, FileNotFoundError):  # it was deleted while it was read, for a newer one
+        continue
+      assert np.all(arrays["['a']"] == step)
+      seen.add(step)
+  _, err = process.communicate()
+  assert process.returncode == 0, err
+  assert len(seen) > 3
+
+
 def test_killed_while_saving_the_newest_whole_one_is_there(tmp_path):
   code = f'''
 import jax.numpy as jnp
@@ -146,9 +169,9 @@ while True:
     newest = step
 
 
-FLAGS = ['--model=mlp', '--hidden=32', '--epochs=6', '--warmup_epochs=1', '--ramp_epochs=3', '--eps=.02', '--drops=',
-         '--batch_size=256', '--checkpoint_minutes=0', '--swa_from=4', '--accumulate=2', '--gradient_clip=1',
-         '--validation=200']
+FLAGS = ['--model=mlp', '--hidden=32', '--epochs=6', '--warmup_epochs=1', '--ramp_epochs=3', '--eps=.02',
+         '--milestones=', '--batch_size=256', '--checkpoint_minutes=0', '--swa_from=4', '--accumulate=2',
+         '--gradient_clip=1', '--validation=200']
 
 
 def training(out, *more):
@@ -201,3 +224,47 @@ def test_a_run_stops_in_time_and_goes_on(tmp_path):
   assert other.returncode != 0
   assert 'holds a run with other flags (--eps=0.02 there and 0.03 here)' in err
   assert Checkpoints(tmp_path / 'run' / 'checkpoints').steps() == [1]
+
+
+def test_a_run_that_diverges_leaves_no_checkpoint_of_it(tmp_path):
+  process = training(tmp_path / 'run', '--learning_rate=1e30', '--gradient_clip=0')
+  _, err = process.communicate(timeout=300)
+  assert process.returncode != 0
+  assert 'training diverged in epoch' in err
+  assert 'Lower --learning_rate' in err
+  saved = Checkpoints(tmp_path / 'run' / 'checkpoints')
+  assert not saved.steps() or all(np.isfinite(x).all() for x in saved.restore()[1].values() if x.dtype == np.float32)
+
+
+def test_a_full_disk_ends_a_run_with_one_clear_error(tmp_path):
+  command = [sys.executable, '-m', 'experiments.train', *FLAGS, '--hidden=600,600', f'--out={tmp_path}/run']
+  limited = f'ulimit -f 600; exec {" ".join(command)}'
+  done = subprocess.run(['bash', '-c', limited], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 1
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith('CheckpointError: step 1 could not be saved')
+  assert 'Make room on the disk' in last
+  assert (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+  with runs.alone(tmp_path / 'run'):
+    process = training(tmp_path / 'run')
+    _, err = process.communicate(timeout=300)
+  assert process.returncode != 0
+  assert 'is being trained by another process' in err
+
+
+def test_a_run_killed_while_its_config_is_written_starts_again(tmp_path):
+  (tmp_path / 'config.json.new').write_text('{"flags": ')
+  runs.begin(tmp_path, dict(eps=.1))
+  runs.begin(tmp_path, dict(eps=.1, out='elsewhere'))
+  assert len(runs.read_versions(tmp_path)) == 1
+  other = runs.versions() | dict(commit='another')
+  (tmp_path / 'config.json').write_text(json.dumps(dict(flags=dict(eps=.1), versions=[other])))
+  runs.begin(tmp_path, dict(eps=.1))
+  assert [v['commit'] for v in runs.read_versions(tmp_path)] == ['another', runs.versions()['commit']]
+  (tmp_path / 'notes.txt').write_text('mine')
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(ValueError, match='holds files and is not the folder of a run'):
+    runs.begin(tmp_path, dict(eps=.1))

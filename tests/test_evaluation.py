@@ -226,7 +226,7 @@ def test_nothing_is_computed_twice(finished, tmp_path, monkeypatch):
 
 
 def test_records_of_other_settings_are_refused(tmp_path):
-  settings = dict(seed=0, methods=('ibp',), eps=[.1], weights='ab')
+  settings = dict(seed=0, methods=('ibp',), weights='ab')
   path = evaluation.begin(tmp_path, settings)
   assert evaluation.begin(tmp_path, dict(settings, seed=1)) == path  # no record was made yet
   assert evaluation.begin(tmp_path, settings) == path
@@ -242,10 +242,11 @@ def test_records_of_other_settings_are_refused(tmp_path):
 
 
 def test_the_summary_on_the_disk(finished, tmp_path):
-  results = evaluation.finish(tmp_path, dict(eps=[EPS, .02], seed=0), finished[2], batch_size=32)
+  partly = [*finished[2], dict(finished[2][0], eps=.5)]  # a radius that was stopped is not summarised
+  results = evaluation.finish(tmp_path, dict(examples=N, seed=0), partly, batch_size=32)
   stored = json.loads((tmp_path / 'certificate.json').read_text())
-  assert stored == dict(settings=dict(eps=[EPS, .02], seed=0), results=results, batch_size=32)
-  assert [r['examples'] for r in results] == [N, N]
+  assert stored == dict(settings=dict(examples=N, seed=0), results=results, batch_size=32)
+  assert [(r['eps'], r['examples']) for r in results] == [(EPS, N), (.02, N)]
 
 
 def test_fingerprints_tell_arrays_apart():
@@ -276,18 +277,19 @@ def test_bad_flags_are_one_clear_error(flag, message):
   assert message in done.stderr + done.stdout
 
 
-def write_run(folder, natural, verified, radii=(.1,), seed=0, model='mlp'):
+def write_run(folder, natural, verified, radii=(.1,), seed=0, model='mlp', split='test'):
   """A run as training and certification leave it, with given errors of 100 examples."""
   folder.mkdir(parents=True)
   flags = dict(dataset='digits', model=model, eps=8 / 255, epochs=3, seed=seed, parameters=1234)
-  (folder / 'config.json').write_text(json.dumps(dict(flags=flags, versions={})))
+  (folder / 'config.json').write_text(json.dumps(dict(flags=flags, versions=[{}])))
   metrics = [dict(epoch=e, test_error=natural + 3. - e, test_verified_error=90. - e, seconds=e * 2.) for e in (1, 2, 3)]
   (folder / 'metrics.jsonl').write_text(''.join(json.dumps(m) + '\n' for m in metrics))
   if not radii:
     return
   verdicts = ['misclassified'] * natural + ['unknown'] * (verified - natural) + ['verified'] * (100 - verified)
   results = [summarise([dict(eps=eps, verdict=v, method=None, seconds=.5) for v in verdicts]) for eps in radii]
-  (folder / 'certificate.json').write_text(json.dumps(dict(settings=dict(examples=100, of=500), results=results)))
+  settings = dict(examples=100, of=500, split=split)
+  (folder / 'certificate.json').write_text(json.dumps(dict(settings=settings, results=results)))
 
 
 def test_compare(tmp_path):
@@ -304,7 +306,7 @@ def test_compare(tmp_path):
   rows = [dict(zip(head, cells)) for cells in body]
   assert [(r['run'], r['eps']) for r in rows] == [('a', '2/255'), ('a', '0.1'), ('b', '-'), ('c (3 seeds)', '0.1')]
   assert rows[0]['natural error [%]'] == '3.00 [1.03, 8.45]'
-  assert rows[0]['examples'] == '100 of 500'
+  assert rows[0]['examples'] == '100 of 500 test'
   assert (rows[0]['training eps'], rows[0]['parameters'], rows[0]['training [s]']) == ('8/255', '1234', '6')
   assert rows[2]['verified error [%]'] == '-'
   assert rows[3]['verified error [%]'] == f'13.00 ± {statistics.stdev([10, 14, 15]):.2f}'
@@ -324,3 +326,8 @@ def test_seeds_of_unlike_runs_are_not_averaged(tmp_path):
   done = command('experiments.compare', f'--runs={tmp_path}/seed0,{tmp_path}/seed1', f'--out={tmp_path}/out')
   assert done.returncode != 0
   assert 'differ in --model' in done.stderr
+  write_run(tmp_path / 'other' / 'seed0', 4, 10)
+  write_run(tmp_path / 'other' / 'seed1', 4, 10, seed=1, split='validation')
+  done = command('experiments.compare', f'--runs={tmp_path}/other', f'--out={tmp_path}/out')
+  assert done.returncode != 0
+  assert 'differ in how they were certified: split' in done.stderr

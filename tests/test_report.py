@@ -75,6 +75,6 @@ def test_one_radius_at_a_time(records):
 
 
 @pytest.mark.parametrize(('eps', 'text'), [
-    (0., '0'), (.1, '0.1'), (8 / 255, '8/255'), (1 / 255, '1/255'), (.2, '0.2'), (1., '1'), (.123456, '0.1235')])
+    (0., '0'), (.1, '0.1'), (8 / 255, '8/255'), (1 / 255, '1/255'), (.2, '0.2'), (1., '1'), (.123456, '0.123456')])
 def test_radii_as_people_write_them(eps, text):
   assert radius_text(eps) == text

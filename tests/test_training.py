@@ -135,7 +135,8 @@ def test_training_lowers_the_robust_loss_and_moves_the_averages(make):
   assert all(m['robust'] >= m['natural'] - 1e-5 for m in history)
   assert all(m['verified_error'] >= m['error'] for m in history)
   assert int(state.step) == 40
-  moved = [bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(first.averages), jax.tree.leaves(state.averages))]
+  before, after = jax.tree.leaves(first.batch_stats), jax.tree.leaves(state.batch_stats)
+  moved = [bool(jnp.any(a != b)) for a, b in zip(before, after, strict=True)]
   assert all(moved)
 
 
@@ -238,19 +239,19 @@ def test_averaged_weights_and_their_statistics():
     mean = training.running_mean(mean, tree, i)
   np.testing.assert_allclose(mean['a'], 4, rtol=1e-6)
   model = nn.cnn7(width=2, input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0))
-  graphdef, (params, averages) = training.split(model)
-  one = training.measured_averages(graphdef, params, averages, [IMAGES])
+  graphdef, (params, batch_stats) = training.split(model)
+  one = training.measured_batch_stats(graphdef, params, batch_stats, [IMAGES])
   _, stats = model.with_statistics(IMAGES)
   norms = [layer for layer in nnx.merge(graphdef, params, one).layers if isinstance(layer, nn.BatchNorm)]
   for found, want in zip(norms, stats, strict=True):
     np.testing.assert_allclose(found.mean[...], want[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.var[...], want[1], rtol=1e-4, atol=1e-6)
-  halves = training.measured_averages(graphdef, params, averages, [IMAGES[:8], IMAGES[8:]])
+  halves = training.measured_batch_stats(graphdef, params, batch_stats, [IMAGES[:8], IMAGES[8:]])
   first = nnx.merge(graphdef, params, halves).layers[1]  # its input is the same in both: the convolution of the images
   np.testing.assert_allclose(first.mean[...], stats[0][0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(first.var[...], stats[0][1], rtol=1e-4, atol=1e-6)
   mlp = training.split(classifier())
-  assert training.measured_averages(mlp[0], *mlp[1], [IMAGES]) is mlp[1][1]
+  assert training.measured_batch_stats(mlp[0], *mlp[1], [IMAGES]) is mlp[1][1]
 
 
 def test_normalisation_is_a_layer_and_its_radius_in_pixels():

@@ -1,4 +1,4 @@
-"""Averages of weights over training, and batch-norm averages measured anew for them."""
+"""Averages of weights over training, and batch-norm statistics measured anew for them."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -19,26 +19,26 @@ def running_mean(mean: Any, params: Any, count: Any) -> Any:
   return jax.tree.map(lambda m, p: m + (p - m) / (count + 1), mean, params)
 
 
-def measured_averages(graphdef: Any, params: Any, averages: Any, batches: Iterable[Any]) -> Any:
-  """Batch-norm averages of a model over clean batches, each of the same weight.
+def measured_batch_stats(graphdef: Any, params: Any, batch_stats: Any, batches: Iterable[Any]) -> Any:
+  """Batch-norm statistics of a model over clean batches, each of the same weight.
 
   Averaged weights have activations that no training step saw, so their statistics are measured
   (Izmailov et al. 2018, section 3.2). The variance of the whole is the mean variance of the
   batches plus the variance of their means.
 
   Args:
-    graphdef, params, averages: a model of `ibpjax.nn.Sequential`, split.
+    graphdef, params, batch_stats: a model of `ibpjax.nn.Sequential`, split.
     batches: images, as the model takes them.
 
   Returns:
-    The averages to put in the place of `averages`; those themselves if the model has none.
+    The statistics to put in the place of `batch_stats`; those themselves if the model has none.
   """
-  if not jax.tree.leaves(averages):
-    return averages
+  if not jax.tree.leaves(batch_stats):
+    return batch_stats
 
   @jax.jit
   def sums(params, images):
-    _, stats = nnx.merge(graphdef, params, averages).with_statistics(images)
+    _, stats = nnx.merge(graphdef, params, batch_stats).with_statistics(images)
     return [(mean, var, jnp.square(mean)) for mean, var in stats]
 
   total, count = None, 0
@@ -47,7 +47,7 @@ def measured_averages(graphdef: Any, params: Any, averages: Any, batches: Iterab
     total = new if total is None else jax.tree.map(jnp.add, total, new)
     count += 1
   if total is None:
-    raise ValueError('no batch was given to measure averages on')
-  model = nnx.merge(graphdef, params, averages)
+    raise ValueError('no batch was given to measure batch statistics on')
+  model = nnx.merge(graphdef, params, batch_stats)
   model.replace([(m / count, v / count + s / count - jnp.square(m / count)) for m, v, s in total])
   return split(model)[1][1]

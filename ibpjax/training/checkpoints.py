@@ -69,7 +69,7 @@ class Checkpoints:
       raise FileNotFoundError(f'{self.folder} has no checkpoint' + ('' if step is None else f' of step {step}'))
     step = steps[-1] if step is None else step
     try:
-      with self._manager() as manager:
+      with self._manager(read_only=True) as manager:
         found = manager.item_metadata(step)['state'].tree
         like = {name: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=_here()) for name, m in found.items()}
         stored = manager.restore(step, args=ocp.args.Composite(
@@ -85,10 +85,12 @@ class Checkpoints:
                             f'corrupt, or not a checkpoint of ibpjax. {remedy}') from e
     return step, arrays, stored['notes']['notes']
 
-  def _manager(self) -> ocp.CheckpointManager:
+  def _manager(self, read_only: bool = False) -> ocp.CheckpointManager:
+    # Who reads must not clean up: what looks left over may be what a run is writing.
     handlers = dict(state=ocp.StandardCheckpointHandler(), notes=ocp.JsonCheckpointHandler())
     return ocp.CheckpointManager(self.folder, item_handlers=handlers, options=ocp.CheckpointManagerOptions(
-        max_to_keep=self.keep, enable_async_checkpointing=False, cleanup_tmp_directories=True))
+        max_to_keep=self.keep, enable_async_checkpointing=False, cleanup_tmp_directories=not read_only,
+        read_only=read_only))
 
   def _left(self) -> str:
     steps = self.steps()

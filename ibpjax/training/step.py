@@ -17,25 +17,25 @@ from ibpjax.training.objectives import Objective, ibp_objective
 
 @pytree
 class TrainState:
-  """Everything that a step changes: parameters, batch-norm averages, optimizer, step number."""
+  """Everything that a step changes: parameters, batch-norm statistics, optimizer, step number."""
   params: Any
-  averages: Any
+  batch_stats: Any
   opt_state: Any
   step: Any
 
   @classmethod
   def create(cls, model: Sequential, optimizer: optax.GradientTransformation) -> tuple[Any, TrainState]:
-    """(graphdef, state) of a fresh model; `nnx.merge(graphdef, state.params, state.averages)` is the model."""
+    """(graphdef, state) of a fresh model; `nnx.merge(graphdef, state.params, state.batch_stats)` is the model."""
     refuse_stock_batch_norm(model)
-    graphdef, (params, averages) = split(model)
-    return graphdef, cls(params, averages, optimizer.init(params), jnp.zeros((), jnp.int32))
+    graphdef, (params, batch_stats) = split(model)
+    return graphdef, cls(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def split(model: nnx.Module) -> tuple[Any, tuple[Any, Any]]:
-  """(graphdef, (params, averages)) of a model; `nnx.merge(graphdef, params, averages)` is the model."""
+  """(graphdef, (params, batch_stats)) of a model; `nnx.merge(graphdef, params, batch_stats)` is the model."""
   graphdef, *states = nnx.split(model, nnx.Param, ...)
-  params, averages = states
-  return graphdef, (params, averages)
+  params, batch_stats = states
+  return graphdef, (params, batch_stats)
 
 
 def refuse_stock_batch_norm(model: nnx.Module) -> None:
@@ -54,7 +54,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   Batch-norm statistics come from the clean batch; bounds and attacks share them, with gradients.
 
   Args:
-    state: parameters, averages, optimizer state, step.
+    state: parameters, batch_stats, optimizer state, step.
     batch: (images, labels): (batch, ...) floats in the units of eps, and (batch,) integers.
     key: PRNG key of this step (of the attacks).
     graphdef: of an `ibpjax.nn.Sequential`.
@@ -65,8 +65,9 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     l1: weight of the L1 norm of the kernels.
 
   Returns:
-    The next state, and the metrics, all scalars: loss, natural, robust [nats], error and the errors
-    of the objective (fractions, at the current eps), eps, kappa, gradient_norm.
+    The next state, and the metrics, all scalars: loss, natural [nats], error (a fraction),
+    gradient_norm; with an objective also robust [nats], its errors (fractions, at the current
+    eps), eps and kappa.
 
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
@@ -78,20 +79,20 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     return model(x[None], stats)[0]
 
   def loss(params):
-    model = nnx.merge(graphdef, params, state.averages)
+    model = nnx.merge(graphdef, params, state.batch_stats)
     logits, stats = model.with_statistics(images)
     natural = total = natural_loss(logits, labels)
-    metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels), eps=radius, kappa=weight)
+    metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels))
     if objective is not None:
       robust, more = objective(one, (model, stats), logits, images, labels, radius, key)
-      metrics |= dict(robust=robust, **more)
+      metrics |= dict(robust=robust, eps=radius, kappa=weight, **more)
       total = weight * natural + (1 - weight) * robust
     return total + l1 * l1_norm(params) if l1 else total, (metrics, stats)
 
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
-  model = nnx.merge(graphdef, state.params, state.averages)
+  model = nnx.merge(graphdef, state.params, state.batch_stats)
   model.record(stats)
-  _, (_, averages) = split(model)
-  return TrainState(optax.apply_updates(state.params, updates), averages, opt_state, state.step + 1), metrics
+  _, (_, batch_stats) = split(model)
+  return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state, state.step + 1), metrics

@@ -81,7 +81,7 @@ def summarise(records: Sequence[dict[str, Any]], level: float = .95) -> dict[str
 
 def radius_text(eps: float) -> str:
   """A radius as people write it: 0.1, or 8/255 where the decimal is long."""
-  decimal = f'{eps:.4g}'
-  if float(decimal) == eps or abs(255 * eps - round(255 * eps)) > 1e-4:
-    return decimal
-  return f'{round(255 * eps)}/255'
+  if float(f'{eps:.4g}') == eps:
+    return f'{eps:.4g}'
+  levels = round(255 * eps)
+  return f'{levels}/255' if levels / 255 == eps else repr(float(eps))

@@ -1,0 +1,157 @@
+"""What the flags of training do: each changes what it says."""
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from flax import nnx
+
+from experiments import datasets, runs, train
+from experiments.datasets import Split
+from ibpjax import training
+
+FLAGS = flags.FLAGS
+pytestmark = pytest.mark.usefixtures('promotion')  # optax's Adam
+
+
+@pytest.fixture
+def given():
+  """Sets flags; those that a call does not name have their defaults."""
+  if not FLAGS.is_parsed():
+    FLAGS(['train'])
+  with contextlib.ExitStack() as changed:
+    def set_flags(*arguments):
+      changed.close()  # puts the defaults back
+      changed.enter_context(flagsaver.flagsaver())
+      FLAGS(['train', *arguments])
+      train.check_flags()
+    yield set_flags
+
+
+def rates(steps, per_epoch):
+  """What the optimizer makes of gradients of 1: Adam's steps are as long as the learning rate."""
+  optimizer, lengths = train.optimizer_for(per_epoch), []
+  state = optimizer.init(jnp.zeros(1))
+  for _ in range(steps):
+    update, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
+    lengths.append(float(-update[0]))
+  return np.array(lengths)
+
+
+def test_learning_rate_and_its_milestones(given):
+  given('--learning_rate=.5', '--milestones=2,3', '--decay=.1', '--epochs=4', '--warmup_epochs=1', '--ramp_epochs=2')
+  np.testing.assert_allclose(rates(8, 2), [.5] * 4 + [.05] * 2 + [.005] * 2, rtol=1e-4)
+  given('--learning_rate=.5', '--milestones=2', '--decay=.1', '--epochs=4', '--accumulate=2',
+        '--warmup_epochs=1', '--ramp_epochs=2')
+  np.testing.assert_allclose(rates(8, 2), [0, .5, 0, .5, 0, .05, 0, .05], rtol=1e-4)
+
+
+def test_the_default_milestone_is_at_four_fifths(given):
+  given('--epochs=40', '--ramp_epochs=10')
+  assert FLAGS.milestones == [32]
+  given('--epochs=40', '--ramp_epochs=10', '--milestones=')
+  assert FLAGS.milestones == []
+
+
+def test_gradients_are_clipped(given):
+  """Adam forgets the size of gradients but not how it changes: after a huge one, a clipped run is not at a stand."""
+  def second(*arguments):
+    given('--learning_rate=1', *arguments)
+    optimizer = train.optimizer_for(1)
+    state = optimizer.init(jnp.zeros(1))
+    _, state = optimizer.update(jnp.full(1, 1e6), state, jnp.zeros(1))
+    return float(optimizer.update(jnp.ones(1), state, jnp.zeros(1))[0][0])
+  assert second('--gradient_clip=1') == pytest.approx(-1, rel=1e-3)
+  assert abs(second() + 1) > .1
+
+
+def test_schedules(given):
+  given('--eps=.4', '--warmup_epochs=2', '--ramp_epochs=4', '--epochs=8', '--schedule=linear', '--kappa_start=.8',
+        '--kappa_end=.3')
+  options = train.objective_and_schedules(10)
+  steps = [0, 20, 40, 60, 79]
+  np.testing.assert_allclose([float(options['eps'](s)) for s in steps], [0, 0, .2, .4, .4], atol=1e-6)
+  np.testing.assert_allclose([float(options['kappa'](s)) for s in steps], [.8, .8, .55, .3, .3], atol=1e-6)
+  given('--eps=.4', '--warmup_epochs=2', '--ramp_epochs=4', '--epochs=8', '--schedule=smoothed')
+  assert float(train.objective_and_schedules(10)['eps'](30)) < .09
+  given('--l1=.25')
+  assert train.objective_and_schedules(10)['l1'] == .25
+
+
+def one_step(*arguments, given):
+  """The metrics of a step that the flags describe."""
+  given('--model=mlp', '--hidden=8', '--eps=.3', '--warmup_epochs=0', '--ramp_epochs=0', '--pgd_steps=3', *arguments)
+  facts = datasets.FACTS['digits']
+  config = dict(model='mlp', hidden=FLAGS.hidden)
+  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), train.optimizer_for(1))
+  images = jax.random.uniform(jax.random.key(0), (16, *facts.shape))
+  step = jax.jit(lambda state: training.train_step(
+      state, (images, jnp.arange(16) % 10), jax.random.key(1), graphdef=graphdef, optimizer=train.optimizer_for(1),
+      **train.objective_and_schedules(1)))
+  return {k: float(v) for k, v in step(state)[1].items()}
+
+
+def test_losses(given):
+  found = {loss: one_step(f'--loss={loss}', given=given) for loss in ('ibp', 'pgd', 'trades', 'natural')}
+  assert len({round(m['loss'], 5) for m in found.values()}) == 4
+  assert found['natural']['loss'] == found['natural']['natural']
+  assert not {'eps', 'kappa', 'robust'} & found['natural'].keys()
+  assert found['ibp']['robust'] > found['pgd']['robust'] > found['natural']['natural']
+  half = one_step('--loss=trades', '--trades_weight=3', given=given)
+  natural = half['natural']
+  assert half['robust'] - natural == pytest.approx((found['trades']['robust'] - natural) / 2, rel=1e-3)
+
+
+def test_augmentation(given):
+  facts = datasets.FACTS['cifar10']
+  images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+  keys = jax.random.split(jax.random.key(0))
+  given('--augment')
+  one, other = (np.asarray(train.prepared(facts, images, key)) for key in keys)
+  assert one.shape == images.shape
+  assert (one != other).any()
+  np.testing.assert_array_equal(train.prepared(facts, images, None), images / np.float32(255))
+  given('--noaugment')
+  for key in keys:
+    np.testing.assert_array_equal(train.prepared(facts, images, key), images / np.float32(255))
+  large = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3)).astype(np.uint8)
+  imagenet = datasets.FACTS['imagenet']
+  one, other = (np.asarray(train.prepared(imagenet, large, key)) for key in keys)
+  np.testing.assert_array_equal(one, other)
+  assert one.shape == (4, *imagenet.shape)
+
+
+def test_evaluation(given):
+  """Errors of a whole split at the radius that is given, in per cent, by a count that shares no code."""
+  given()
+  facts = datasets.FACTS['digits']
+  model = runs.build_model(dict(model='mlp', hidden=[16]), facts, 0)
+  graphdef, params = training.split(model)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, facts.levels + 1, (37, *facts.shape)).astype(np.uint8)
+  logits = np.asarray(model(jnp.asarray(images, jnp.float32) / facts.levels))
+  labels = np.where(rng.uniform(size=37) < .7, logits.argmax(-1), 0).astype(np.int32)
+  split = Split(images, labels)
+  at = {eps: train.evaluator(graphdef, facts, split, 'test', eps)(*params) for eps in (0., .003, .5)}
+  wrong = 100 * np.mean(logits.argmax(-1) != labels)
+  for found in at.values():
+    assert found['test_error'] == pytest.approx(wrong)
+  assert at[0.]['test_verified_error'] == pytest.approx(wrong)
+  assert wrong <= at[.003]['test_verified_error'] < at[.5]['test_verified_error'] == 100
+
+
+def test_runs_that_diverge_are_refused():
+  params = dict(w=jnp.ones(3))
+  train.refuse_divergence(dict(loss=1.), params, 1)
+  for metrics, weights in ((dict(loss=np.nan), params), (dict(loss=1.), dict(w=jnp.array([1., np.inf])))):
+    with pytest.raises(FloatingPointError, match='training diverged in epoch 3'):
+      train.refuse_divergence(metrics, weights, 3)
+
+
+def test_parameters_are_counted():
+  model = runs.build_model(dict(model='mlp', hidden=[16]), datasets.FACTS['digits'], 0)
+  assert runs.parameters(model) == 64 * 16 + 16 + 16 * 10 + 10
+  assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == 4
