@@ -10,7 +10,7 @@ from typing import Any
 from absl import app
 from jax.extend.core import primitives as P
 
-from ibpjax import affine, composites, functions, integers, loops, nonlinear, univariate
+from ibpjax import affine, composites, functions, integers, loops, nonlinear, relaxations, univariate
 from ibpjax.elementwise import elementwise_call_p
 from ibpjax.rule import Elementwise
 
@@ -23,7 +23,9 @@ masks, indices, what is computed from these alone) may go through any operation 
 
 - **ibp**: has a rule on boxes.
 - **elide**: rows are pulled back through it: `ibp(..., elide=True)`, and exact first layers on lp balls.
-- **lines**: has lines above and below of any slope (`elementwise.enclose`), for linear methods.
+- **linear**: how linear methods (`lbp`, `crown`) bound it. Affine operations are exact; *lines* lie above and below and
+  have any slope; *planes* are affine functions of several operands; a *tangent* comes with a bound of what it leaves,
+  where that is better than the ends of the range; *ends* are these alone, planes of slope 0.
 - **accuracy**: by how much its float32 values may be off, in units of roundoff, as certificates allow for it.
 
 """
@@ -56,13 +58,13 @@ def affine_rows() -> Iterator[list[str]]:
            'centre and radius; the other operand known': affine.CONTRACTIONS}
   for kind, keys in kinds.items():
     for key in sorted(keys, key=str):
-      yield [name(key), kind, 'yes', 'yes']
+      yield [name(key), kind, 'yes', 'yes', 'exact']
 
 
 def elementwise_rows() -> Iterator[list[str]]:
   for key, found in functions.TABLE.items():
     if key is elementwise_call_p:
-      yield ['`@ibpjax.elementwise`', 'as registered', 'yes', 'yes', 'as stated']
+      yield ['`@ibpjax.elementwise`', 'as registered', 'yes', 'lines', 'as stated']
       continue
     row = found if isinstance(found, Elementwise) else found(dict(y=2), 0)
     kind = {1: 'increasing', -1: 'decreasing', 0: 'critical points'}[row.trend]
@@ -73,37 +75,46 @@ def elementwise_rows() -> Iterator[list[str]]:
     kind += f'; domain [{row.domain[0]:g}, {row.domain[1]:g}]' if row.domain != (-float('inf'), float('inf')) else ''
     kind += f'; period {row.period:.4g}' if row.period else ''
     accuracy = f'{row.roundings:g}' + (f' + {row.cancellation:g} (1 + abs x)' if row.cancellation else '')
-    yield [name(key), kind, 'yes', 'yes', accuracy]
+    yield [name(key), kind, 'yes', 'lines', accuracy]
+
+
+def planes(key: Any) -> str:
+  """How linear methods bound what has a rule of its own on boxes."""
+  return f'planes: {first_line(relaxations.TABLE[key])}' if key in relaxations.TABLE else 'ends'
 
 
 def interval_rows() -> Iterator[list[str]]:
   for key in sorted(nonlinear.MONOTONE, key=str):
-    yield [name(key), 'increasing in all perturbed operands: on each end', 'yes']
+    yield [name(key), 'increasing in all perturbed operands: on each end', 'yes', planes(key)]
   for key, rule in nonlinear.TABLE.items():
-    yield [name(key), first_line(rule) if rule.__name__ != '<lambda>' else 'three-valued logic', 'yes']
-  yield ['integers', first_line(integers), 'yes']
+    what = first_line(rule) if rule.__name__ != '<lambda>' else 'three-valued logic'
+    yield [name(key), what, 'yes', planes(key)]
+  yield ['integers', first_line(integers), 'yes', 'ends']
 
 
 def composite_rows() -> Iterator[list[str]]:
-  for kind in composites.Composite.__subclasses__():
-    yield [kind.__name__, first_line(kind), 'yes']
-  yield ['Univariate', first_line(univariate.Univariate), 'yes']
+  base = composites.Composite
+  for kind in base.__subclasses__():
+    bent = kind.curvature is not base.curvature or kind.linearised is not base.linearised
+    yield [kind.__name__, first_line(kind), 'yes', 'tangent' if bent else 'ends']
+  yield ['Univariate', first_line(univariate.Univariate), 'yes', 'lines']
 
 
 def loop_rows() -> Iterator[list[str]]:
   for key, rule in ((P.scan_p, loops.scan), (P.while_p, loops.repeat), (P.cond_p, loops.branch)):
-    yield [name(key), first_line(rule), 'yes']
-  yield ['calls', 'jit, remat, custom_jvp, custom_vjp: entered where something perturbed goes in', 'yes']
+    yield [name(key), first_line(rule), 'yes', 'ends']
+  yield ['calls', 'jit, remat, custom_jvp, custom_vjp: entered where something perturbed goes in', 'yes', 'entered']
 
 
 SECTIONS: dict[str, tuple[list[str], Callable[[], Iterator[list[str]]]]] = {
-    'Affine (`affine.py`)': (['P', 'rule', 'ibp', 'elide'], affine_rows),
+    'Affine (`affine.py`)': (['P', 'rule', 'ibp', 'elide', 'linear'], affine_rows),
     'Elementwise functions of one perturbed operand (`functions.py`)': (
-        ['P or function', 'range from', 'ibp', 'lines', 'accuracy'], elementwise_rows),
-    'Other rules on boxes (`nonlinear.py`, `reductions.py`, `integers.py`)': (['P', 'rule', 'ibp'], interval_rows),
+        ['P or function', 'range from', 'ibp', 'linear', 'accuracy'], elementwise_rows),
+    'Other rules on boxes (`nonlinear.py`, `reductions.py`, `integers.py`)': (
+        ['P', 'rule', 'ibp', 'linear'], interval_rows),
     'Groups of operations (`softmax.py`, `normalise.py`, `composites.py`, `univariate.py`; found by `patterns.py`)': (
-        ['group', 'what it computes', 'ibp'], composite_rows),
-    'Control flow (`loops.py`)': (['P', 'rule', 'ibp'], loop_rows),
+        ['group', 'what it computes', 'ibp', 'linear'], composite_rows),
+    'Control flow (`loops.py`)': (['P', 'rule', 'ibp', 'linear'], loop_rows),
 }
 
 

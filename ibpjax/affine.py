@@ -124,6 +124,43 @@ def _definite(eqn: Equation) -> Equation:
   return eqn
 
 
+def _known_terms(eqn: Equation, perturbed: Sequence[bool]) -> list[int]:
+  """The known operands that are added to the perturbed ones or stand beside them."""
+  if eqn.primitive in WEIGHTED:
+    return []
+  return [i for i, v in enumerate(eqn.inputs) if not perturbed[i] and jnp.issubdtype(v.dtype, jnp.floating)]
+
+
+def _fills(eqn: Equation) -> bool:
+  return eqn.primitive is P.gather_p and eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP
+
+
+def _has_constant(eqn: Equation, perturbed: Sequence[bool]) -> bool:
+  """Whether an affine equation is not linear in its perturbed operands."""
+  return _fills(eqn) or bool(_known_terms(eqn, perturbed))
+
+
+def _linear(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool]) -> tuple[Equation, list[Any]]:
+  """An affine equation without its constant part."""
+  linear = list(operands)
+  for i in _known_terms(eqn, perturbed):
+    linear[i] = jnp.zeros_like(operands[i])
+  return (dataclasses.replace(eqn, params=eqn.params | dict(fill_value=0)) if _fills(eqn) else eqn), linear
+
+
+def push_forward(eqn: Equation, operands: Sequence[Any], coefficients: dict[int, Interval]) -> list[Interval]:
+  """The image of coefficients under an affine equation: of what bounds its perturbed operands, one coefficient each.
+
+  Args:
+    eqn: an affine equation.
+    operands: its known operands; anything in the place of the perturbed ones.
+    coefficients: number of a perturbed operand -> its coefficients below and above, of its shape.
+  """
+  flags = [i in coefficients for i in range(len(operands))]
+  linear, known = _linear(_definite(eqn), operands, flags)
+  return image(linear, [coefficients.get(i, x) for i, x in enumerate(known)])
+
+
 def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
               rows: Sequence[Any]) -> tuple[list[Any], Any]:
   """The pull-back of a row: sum_i <rows[i], outputs[i]> as rows on the perturbed operands, and an offset.
@@ -146,13 +183,9 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
 
   zeros = [jnp.zeros(eqn.inputs[i].shape, eqn.inputs[i].dtype) for i in slots]
   offset: Any = jnp.zeros((), rows[0].dtype)
-  linear = list(operands)
-  constants = [i for i, v in enumerate(eqn.inputs) if not perturbed[i] and jnp.issubdtype(v.dtype, jnp.floating)]
-  fills = eqn.primitive is P.gather_p and eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP
-  if fills or (constants and eqn.primitive not in WEIGHTED):  # x + b, concatenate([x, b]), ...: affine, not linear
+  if _has_constant(eqn, perturbed):  # x + b, concatenate([x, b]), ...: affine, not linear
     offset = sum(map(dot, rows, rebind(eqn, *fill(zeros, operands))), offset)
-    for i in constants:
-      linear[i] = jnp.zeros_like(operands[i])
+  linear, operands = _linear(eqn, operands, perturbed)
   # linear_transpose refuses nonlinear primitives; vjp would silently linearise them.
-  transpose = jax.linear_transpose(lambda *xs: rebind(eqn, *fill(xs, linear)), *zeros)
+  transpose = jax.linear_transpose(lambda *xs: rebind(linear, *fill(xs, operands)), *zeros)
   return list(transpose(list(rows))), offset

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from ibpjax.interval import Interval, as_interval
+from ibpjax.affine import centre_radius
+from ibpjax.interval import Interval, as_interval, is_set
+
+
+def centre(x: Interval) -> Any:
+  """The middle of each element; 0 where it is unbounded and not a point."""
+  return jnp.where(x.lower == x.upper, x.lower, centre_radius(x)[0])
+
+
+def radius(x: Interval) -> Any:
+  """Half of the width of each element: 0 at a point, an infinite one too."""
+  return jnp.where(x.lower == x.upper, 0, centre_radius(x)[1])
 
 
 def gamma(n: float, u: float) -> float:
@@ -56,6 +68,29 @@ class Composite:
     """Bounds of the value on boxes."""
     raise NotImplementedError
 
+  def curvature(self, operands: Sequence[Any]) -> Interval | None:
+    """Bounds of what the value differs on boxes from its tangent at their `centre`; None if these are not known.
+
+    Half of what bounds the second derivative of t -> value(c + t d), for all |d| <= radius and
+    0 <= t <= 1 (Taylor's theorem with integral remainder).
+    """
+    return None
+
+  def linearised(self, operands: Sequence[Any]) -> tuple[Callable[..., Any], Interval] | None:
+    """A linear map of the perturbed operands and bounds of what it leaves of the value."""
+    rest = self.curvature(operands)
+    if rest is None:
+      return None
+    slots = [i for i, x in enumerate(operands) if is_set(x)]
+    centres = [centre(operands[i]) for i in slots]
+
+    def fn(*xs):
+      put = dict(zip(slots, xs))
+      return self(*(put.get(i, x) for i, x in enumerate(operands)))
+    value, push = jax.linearize(fn, *centres)
+    offset = value - push(*map(finite, centres))
+    return push, Interval(offset + rest.lower, offset + rest.upper)
+
 
 def rest(e: Any, axes: tuple[int, ...]) -> Any:
   """The sum of the other terms of its group, for each term of e >= 0.
@@ -96,3 +131,8 @@ class Blend(Composite):
     if not u:
       return out
     return widened(out, 8 * u * (1 + largest(z)) * (largest(a) + largest(b)) + jnp.finfo(out.dtype).tiny)
+
+  def curvature(self, operands):
+    z, a, b = map(radius, map(as_interval, operands))
+    left = z * (a + b)
+    return Interval(-left, left)

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as P
 from jax.interpreters import ad, batching, mlir
 
+from ibpjax.affine import centre_radius
 from ibpjax.functions import TABLE
 from ibpjax.interval import Interval
+from ibpjax.lines import Lines
+from ibpjax.planes import pin
 from ibpjax.program import Equation, rebind, unsupported
-from ibpjax.rule import Elementwise
+from ibpjax.rule import Elementwise, kinks
 
 # ------------------------------------------------------------------------------- registration
 elementwise_call_p = jex.Primitive('elementwise_call')
@@ -112,14 +115,56 @@ def image(eqn: Equation, operands: Sequence[Any]) -> Interval:
   return rule.range(fn, x, known)
 
 
-def enclose(eqn: Equation, operands: Sequence[Any], slopes: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
-  """The best lines below and above with the slopes that `slopes` chooses; sound for any slopes.
+def enclose(eqn: Equation, operands: Sequence[Any], lines: Lines) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+  """The best lines below and above with the slopes that `lines` chooses; sound for any slopes.
 
   Returns:
     ((slope, intercept) of the line below, (slope, intercept) of the line above), each array of
     the shape of the perturbed operand.
   """
   rule, fn, x, known = unary(eqn, operands)
+  return enclosing(rule, fn, x, known, lines)
+
+
+def enclosing(rule: Elementwise, fn: Callable, x: Interval, known: Sequence[Any],
+              lines: Lines) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+  """`enclose` for a function `fn` of the box `x` that `rule` is the row of."""
   box, _ = rule.inside(x, known)
-  below, above = slopes(fn, box.lower, box.upper)
-  return ((below, rule.range(fn, x, known, below).lower), (above, rule.range(fn, x, known, above).upper))
+  return best_lines(x, lines(fn, box.lower, box.upper, rule.bends(fn, box, known)),
+                    lambda k: rule.range(fn, x, known, k))
+
+
+def best_lines(x: Interval, slopes: tuple[Any, Any],
+               tilted: Callable[[Any], Interval]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+  """Of the slopes on offer those whose lines leave the least area, and the intercepts that make these sound.
+
+  Args:
+    x: the box.
+    slopes: below and above, an array or a list of arrays.
+    tilted: k -> the range of f(v) - k v over the box.
+  """
+  middle, offered = centre_radius(x)[0], _finite_lists(slopes, x)
+  ends: list[Callable[[Interval], Any]] = [lambda r: r.lower, lambda r: -r.upper]
+  chosen = []
+  for sign, end, ks in zip((1, -1), ends, offered):
+    best = ks[0]
+    if len(ks) > 1:
+      height = [sign * k * middle + end(tilted(k)) for k in ks]
+      top = functools.reduce(jnp.maximum, height)
+      for k, h in zip(ks[1:], height[1:]):
+        best = jnp.where(h == top, k, best)
+    chosen.append(best)
+  below, above = pin(tuple(chosen))
+  return (below, tilted(below).lower), (above, tilted(above).upper)
+
+
+def _finite_lists(slopes: tuple[Any, Any], x: Interval) -> list[list[Any]]:
+  """Slopes below and above as lists, 0 on unbounded boxes and in the place of what is not a number."""
+  bounded = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
+  return [[jnp.where(bounded & jnp.isfinite(k), k, 0) for k in (ks if isinstance(ks, list) else [ks])] for ks in slopes]
+
+
+# Rows that relaxations of other equations are made of.
+relu = kinks(0., trend=1)
+square = Elementwise(lambda k: (k / 2,), stationary=(0.,))
+reciprocal = Elementwise(lambda k: (jnp.abs(k) ** -.5, -jnp.abs(k) ** -.5), pole=0.)

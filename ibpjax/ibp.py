@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import affine, loops, nonlinear, rounding
+from ibpjax import affine, loops, nonlinear, relaxations, rounding
 from ibpjax.elementwise import image as elementwise_image
+from ibpjax.exact import Exact
 from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validated
+from ibpjax.lines import Lines
 from ibpjax.patterns import grouped
+from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value, rebind, source_line, trace
 from ibpjax.rows import Walk
 from ibpjax.univariate import Univariate
@@ -57,7 +60,7 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
       program, inputs, out_tree = trace(f, args, kwargs)
       program = grouped(program)
       for v in program.outputs:
-        _check_output(v)
+        check_output(v)
       forward = Forward(program, inputs, intermediate, round_outward)
       result = jax.tree.unflatten(out_tree, [forward.output(v, elide) for v in program.outputs])
     return (result, forward.intermediates()) if intermediates else result
@@ -81,18 +84,24 @@ class Forward:
   Attributes:
     env: value id -> Interval for perturbed values, array for known ones.
     wanted: value id -> the nonlinear equation that first acts on the value.
+    exact: the values whose boxes are their exact ranges; none if inputs are related, by what is known outside.
     masked: the values in which an end that is infinite on the other side is no overflow but a known element.
   """
 
   def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
-               round_outward: bool = False):
+               round_outward: bool = False, tighten: Callable[[Forward, Value], Interval] | None = None,
+               related: bool = False):
     self.program = program
     self.round_outward = round_outward
+    self.tighten = tighten
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
     hull = rounding.rounded_hull if round_outward else lambda ball: ball.hull
     self.env = program.environment([hull(x) if isinstance(x, LpBall) else x for x in inputs])
     self.walk = Walk(program, self.env, balls)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
+    self.exact = Exact(program, {v.id for v in program.inputs} if related else balls)
+    self.relaxed: dict[int, Planes | None] = {}  # by equation, what linear methods have computed once for all rows
+    self.scanned: dict[int, Any] = {}
     self.wanted: dict[int, Equation] = {}
     self.masked: set[int] = set()
     for eqn in program.equations:
@@ -116,6 +125,8 @@ class Forward:
         self.wanted[v.id] = eqn
         if v.id in given:
           env[v.id] = _accepted(given[v.id], v)
+        elif self.tighten is not None and v.id not in self.exact:
+          env[v.id] = self.tightened(v, self.tighten(self, v))
         elif v.id in self.near_balls and v.id not in self.walk.balls:
           env[v.id] = self._by_rows(v)
     operands = [env[v.id] for v in eqn.inputs]
@@ -123,29 +134,36 @@ class Forward:
         eqn.key in _PLACING | _MOVING and any(v.id in self.masked for v in eqn.inputs))
     careful = masks or eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
     if careful:
-      operands = [_honest(x, masks and v.id in self.masked) if is_set(x) else x for v, x in zip(eqn.inputs, operands)]
+      operands = [honest(x, masks and v.id in self.masked) if is_set(x) else x for v, x in zip(eqn.inputs, operands)]
     out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
     if masks:
       self.masked |= {v.id for v in eqn.outputs}
     for v, x in zip(eqn.outputs, out, strict=True):
       x = jax.tree.map(lambda a, v=v: a.astype(v.dtype), x)
-      env[v.id] = _honest(x, masks) if careful and is_set(x) else x
+      env[v.id] = honest(x, masks) if careful and is_set(x) else x
 
   def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
     """The bounds of one equation, some of whose operands are Intervals."""
     if eqn.bodies:
-      return loops.image(eqn, operands, self._run)
+      return loops.image(eqn, operands, self.run)
     if isinstance(eqn.key, Univariate):
-      return [eqn.key.image(operands, self._run, rounding.unit(eqn) if self.round_outward else 0.)]
+      return [eqn.key.image(operands, self.run, rounding.unit(eqn) if self.round_outward else 0.)]
     if affine.is_affine(eqn, [is_set(x) for x in operands]):
       return affine.image(eqn, operands)
     out = nonlinear.image(eqn, operands)
     return [elementwise_image(eqn, operands)] if out is None else out
 
-  def _run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
+  def run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
     """The bounds of the outputs of a program inside of this one."""
     env = Forward(program, inputs, round_outward=self.round_outward).env
     return [env[v.id] for v in program.outputs]
+
+  def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
+    """The planes of an equation over the boxes of its operands."""
+    if id(eqn) not in self.relaxed:
+      operands = [honest(x) if is_set(x) else x for x in (self.env[v.id] for v in eqn.inputs)]
+      self.relaxed[id(eqn)] = relaxations.planes(eqn, operands, lines, self.run)
+    return self.relaxed[id(eqn)]
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
@@ -153,9 +171,13 @@ class Forward:
     if self.round_outward:
       slack = rounding.allowance(self.program, self.env | self.walk.balls, v)
       x = Interval(x.lower - slack, x.upper + slack)
+    return self.tightened(v, x)
+
+  def tightened(self, v: Value, x: Interval) -> Interval:
+    """Bounds found for a value, with the known infinite elements that it may have."""
     if v.id not in self.masked:
       return x
-    x, box = _honest(x), self.env[v.id]
+    x, box = honest(x), self.env[v.id]
     known = jnp.isinf(box.lower) & (box.lower == box.upper)
     return Interval(jnp.where(known, box.lower, x.lower), jnp.where(known, box.upper, x.upper))
 
@@ -164,15 +186,15 @@ class Forward:
     x = self.env[v.id]
     if v.id in self.program.perturbed and v.dtype != jnp.bool_ and (elide or v.id in self.near_balls):
       x = self._by_rows(v)
-    return _honest(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
+    return honest(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
-    return Intermediates({i: _honest(self.env[i]) for i in self.wanted},
+    return Intermediates({i: honest(self.env[i]) for i in self.wanted},
                          tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
 
 
-def _honest(x: Interval, masked: bool = False) -> Interval:
+def honest(x: Interval, masked: bool = False) -> Interval:
   """Ends that are NaN or overflowed past their own side say nothing: they become infinite. Known ones are `masked`."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
@@ -189,7 +211,8 @@ def _accepted(x: Interval, v: Value) -> Interval:
   return Interval(x.lower.astype(v.dtype), x.upper.astype(v.dtype))
 
 
-def _check_output(v: Value) -> None:
+def check_output(v: Value) -> None:
+  """Raises for an output that has no bounds."""
   if not (jnp.issubdtype(v.dtype, jnp.floating) or v.dtype == jnp.bool_):
     raise TypeError(f'the function returns {v.dtype}{list(v.shape)}; only floats (and comparisons) have bounds. '
                     'Return the scores and not their argmax, or leave this output out')

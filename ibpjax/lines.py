@@ -1,18 +1,20 @@
 """Lines: the choice of slopes for the two lines that enclose an elementwise function.
 
-A choice maps (fn, l, u) to (slope below, slope above), arrays of the shape of l. Any choice is
+A choice maps (fn, l, u, points) to (slopes below, slopes above), each an array of the shape of l or
+a list of such arrays, of which the best is taken: the line that leaves the least area. `points` are
+those where the slope of fn is that of its chord, and its kinks, moved into [l, u]. Any choice is
 sound: the intercepts are computed afterwards (`elementwise.enclose`).
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Slopes = tuple[Any, Any]
 Function = Callable[[Any], Any]
+Lines = Callable[[Function, Any, Any, Sequence[Any]], tuple[Any, Any]]
 
 
 def slope_at(fn: Function, x: Any) -> Any:
@@ -26,7 +28,7 @@ def chord(fn: Function, l: Any, u: Any) -> Any:
   return jnp.where(wide, (fn(u) - fn(l)) / jnp.where(wide, u - l, 1), slope_at(fn, l))
 
 
-def constant(fn: Function, l: Any, u: Any) -> Slopes:
+def constant(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[Any, Any]:
   """Slope 0: the lines are the ends of the range, and linear methods give the IBP box.
 
   Source: Lyu et al. 2021, Figure 1a.
@@ -34,19 +36,33 @@ def constant(fn: Function, l: Any, u: Any) -> Slopes:
   return jnp.zeros_like(l), jnp.zeros_like(l)
 
 
-def tight(fn: Function, l: Any, u: Any) -> Slopes:
-  """Lines inside the range of a monotone function: below through (l, f(l)), above through (u, f(u)).
+def tight(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[Any, Any]:
+  """Lines inside the range of a function: below through its least value, above through its greatest.
 
-  The premise of the ordering IBP <= LBP, CROWN-IBP <= CROWN-LBP <= CROWN.
+  The premise of the ordering IBP <= LBP, CROWN-IBP <= CROWN-LBP <= CROWN. For an increasing
+  function they touch it at l and at u, for a decreasing one at u and at l; where it turns, their
+  slope is 0.
   Source: Lyu et al. 2021, Figure 1b and Theorem 2.
   """
-  c = chord(fn, l, u)
-  return jnp.minimum(slope_at(fn, l), c), jnp.minimum(slope_at(fn, u), c)
+  c, inward = chord(fn, l, u), _next(l, u)  # from within: a kink at an end bends nothing inside
+  left, right = slope_at(fn, l + inward), slope_at(fn, u - inward)
+  below = jnp.where(c >= 0, jnp.minimum(left, c), jnp.maximum(right, c))
+  above = jnp.where(c >= 0, jnp.minimum(right, c), jnp.maximum(left, c))
+  turns = left * right < 0
+  return jnp.where(turns, 0, below), jnp.where(turns, 0, above)
 
 
-def adaptive(fn: Function, l: Any, u: Any) -> Slopes:
-  """CROWN's choice for ReLU: above the chord, below 0 or 1 by the sign of the midpoint.
+def _next(l: Any, u: Any) -> Any:
+  """A step from either end of [l, u] inward, of a few roundings."""
+  return jnp.minimum(4 * jnp.finfo(l.dtype).eps * jnp.maximum(1, jnp.maximum(jnp.abs(l), jnp.abs(u))), (u - l) / 2)
 
-  Source: Zhang et al. 2018; Lyu et al. 2021, Figures 1c and 1d.
+
+def adaptive(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[Any, Any]:
+  """Lines of least area: tangents in the middle, chords between the ends and the points where f bends.
+
+  For ReLU this is CROWN's choice: above the chord, below 0 or 1 by the sign of the midpoint.
+  Source: Zhang et al. 2018; Lyu et al. 2021, Figures 1c and 1d, and section 3.2 for ParamRamp.
   """
-  return slope_at(fn, l / 2 + u / 2), chord(fn, l, u)
+  slopes = [slope_at(fn, l / 2 + u / 2), chord(fn, l, u)]
+  slopes += [s for p in points for s in (chord(fn, l, p), chord(fn, p, u))]
+  return slopes, slopes

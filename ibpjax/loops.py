@@ -20,25 +20,38 @@ def image(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
   return {P.scan_p: scan, P.while_p: repeat, P.cond_p: branch}[eqn.primitive](eqn, operands, run)
 
 
-def _lift(xs: Sequence[Any], values: Sequence[Any], program: Program) -> list[Any]:
+def lift(xs: Sequence[Any], values: Sequence[Any], program: Program) -> list[Any]:
   """Known operands as degenerate boxes where the program takes them for perturbed."""
   return [as_interval(x) if v.id in program.perturbed else x for x, v in zip(xs, values, strict=True)]
 
 
 def scan(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
   """A scan whose step bounds the body: one compiled loop, whatever its length."""
+  return _scanned(eqn, operands, run)[0]
+
+
+def carries(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
+  """The bounds of the carry of a scan before each of its steps, stacked."""
+  return _scanned(eqn, operands, run)[1]
+
+
+def _scanned(eqn: Equation, operands: Sequence[Any], run: Run) -> tuple[list[Any], list[Any]]:
   body, = eqn.bodies
-  params = eqn.params
-  first, last = params['num_consts'], params['num_consts'] + params['num_carry']
-  args = _lift(operands, body.inputs, body)
+  first, last = parts(eqn)
+  args = lift(operands, body.inputs, body)
 
   def advance(carry, xs):
     out = run(body, [*args[:first], *carry, *xs])
-    return _typed(_lift(out[:last - first], body.inputs[first:last], body), carry), out[last - first:]
+    return typed(lift(out[:last - first], body.inputs[first:last], body), carry), (out[last - first:], carry)
 
-  carry, ys = lax.scan(advance, args[first:last], args[last:], length=params['length'],
-                       reverse=params['reverse'], unroll=params['unroll'])
-  return [*carry, *ys]
+  carry, (ys, before) = lax.scan(advance, args[first:last], args[last:], length=eqn.params['length'],
+                                 reverse=eqn.params['reverse'], unroll=eqn.params['unroll'])
+  return [*carry, *ys], before
+
+
+def parts(eqn: Equation) -> tuple[int, int]:
+  """Where among the operands of a scan the carry begins, and what is scanned over."""
+  return eqn.params['num_consts'], eqn.params['num_consts'] + eqn.params['num_carry']
 
 
 def repeat(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
@@ -48,13 +61,13 @@ def repeat(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
   if test.outputs[0].id in test.perturbed:
     raise unsupported(eqn, 'stops when a perturbed value says so: it has no greatest number of steps. Use a loop with '
                            'a known number of steps (lax.scan, lax.fori_loop) and jnp.where inside')
-  known, args = list(operands[:skip]), _lift(operands[skip:], body.inputs, body)
+  known, args = list(operands[:skip]), lift(operands[skip:], body.inputs, body)
 
   def tested(carry):
     return run(test, [*known, *carry])[0]
 
   def step(carry):
-    new = _typed(_lift(run(body, [*args[:first], *carry]), body.inputs[first:], body), carry)
+    new = typed(lift(run(body, [*args[:first], *carry]), body.inputs[first:], body), carry)
     going = tested(carry)
     if going.ndim == 0:
       return new
@@ -68,7 +81,7 @@ def repeat(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
   return lax.while_loop(proceed, step, args[first:])
 
 
-def _typed(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+def typed(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
   """A carry whose weak types are those it started with."""
   return jax.tree.map(lambda a, b: lax.convert_element_type(a, b.dtype), list(new), list(old))
 

@@ -147,14 +147,22 @@ def selection(eqn: Equation, operands: Sequence[Any]) -> Interval:
 
 # ------------------------------------------------------------------------------------ the rest
 def cast(eqn: Equation, operands: Sequence[Any]) -> Interval:
-  """A change of dtype. Rounding to nearest is monotone: the ends of the box bound the rounded values."""
+  """A change of dtype: the ends of the box, to a lower precision rounded outward.
+
+  Rounding to nearest is monotone, so that the rounded ends would do; but XLA may leave out a
+  rounding that is followed by a cast back (`xla_allow_excess_precision`), in the function or here.
+  """
   source, target = eqn.inputs[0].dtype, eqn.outputs[0].dtype
   if target == jnp.bool_ and source != jnp.bool_:
     return _not(_equal(operands[0], as_interval(jnp.zeros_like(operands[0].lower))))
   if jnp.issubdtype(source, jnp.integer) and jnp.issubdtype(target, jnp.integer):
     return integers.cast(operands[0], ends(eqn, operands)[0])
   if not jnp.issubdtype(source, jnp.floating) or jnp.issubdtype(target, jnp.floating):
-    return ends(eqn, operands)[0]
+    out = ends(eqn, operands)[0]
+    if jnp.issubdtype(source, jnp.floating) and jnp.finfo(target).nmant < jnp.finfo(source).nmant:
+      infinity = jnp.asarray(jnp.inf, target)
+      return Interval(jnp.nextafter(out.lower, -infinity), jnp.nextafter(out.upper, infinity))
+    return out
   raise unsupported(eqn, f'turns perturbed {source} values into {target}: integers that depend on the input have no '
                          'bounds. Compute with floats and comparisons, or keep this outside of the bounded function')
 

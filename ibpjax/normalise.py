@@ -84,6 +84,27 @@ class Normalise(Composite):
     out = Interval(jnp.where(known, out.lower, -limit), jnp.where(known, out.upper, limit))
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
 
+  def curvature(self, operands):
+    # With s = 1 / (sqrt(q) + outer), q = factor |z|^2 + inner, along a step whose deviations are e:
+    # |s'| <= sqrt(factor) |e| s^2 and |s''| <= 2 factor |e|^2 s^2 / sqrt(q), so that
+    # |(z_i s)''| <= 2 |e_i| |s'| + |z_i s| |s''| / s, the three factors each at their greatest.
+    if self.outer < 0:
+      return None
+    x, = operands
+    axes, count = self.groups.axes, self.groups.count
+    c, r = (self.groups.into(a) for a in centre_radius(x))
+    z, own = c, r
+    if self.centred:
+      z, own = c - jnp.mean(c, axes, keepdims=True), (r * (count - 1) + rest(r, axes)) / count
+    length = jnp.sqrt(jnp.sum(r * r, axes, keepdims=True))  # of e, and no less than by how much |z| changes
+    least = jnp.maximum(_root(jnp.sum(z * z, axes, keepdims=True)) - length, 0)
+    root = _root(self.factor * least * least + self.inner)
+    scale = 1 / (root + self.outer)
+    greatest = self.groups.into(largest(self.image(operands, 0.)))
+    bound = self.factor ** .5 * length * scale * (own * scale + greatest * self.factor ** .5 * length / root)
+    bound = self.groups.back(jnp.where(jnp.isnan(bound), jnp.inf, bound))
+    return Interval(-bound, bound)
+
   def _rounding(self, size: Any, z: Interval, u: float) -> Any:
     """By how much each z may be off: twice what the function and what the bound may lose on the way to it."""
     return 4 * gamma(self.groups.count + 4, u) * (size + jnp.mean(size, self.groups.axes, keepdims=True) + largest(z))

@@ -16,8 +16,7 @@ import numpy as np
 from jax import lax
 
 from ibpjax.interval import Interval
-
-Function = Callable[[Any], Any]
+from ibpjax.lines import Function, chord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +80,11 @@ class Elementwise:
         out = Interval(jnp.maximum(out.lower, functools.reduce(jnp.minimum, values)),
                        jnp.minimum(out.upper, functools.reduce(jnp.maximum, values)))
     return restore(out)
+
+  def bends(self, fn: Function, x: Interval, known: Sequence[Any]) -> list[Any]:
+    """Points of a box at which f has the slope of its chord, and its kinks."""
+    k = lax.stop_gradient(chord(fn, x.lower, x.upper))
+    return [jnp.clip(jnp.where(jnp.isnan(p), x.lower, p), x.lower, x.upper) for p in self._points(x, known, k)]
 
   def _points(self, x: Interval, known: Sequence[Any], k: Any) -> Sequence[Any]:
     """The critical points at slope k, free of gradients where these are 0 anyway."""

@@ -11,9 +11,10 @@ import numpy as np
 from jax import lax
 
 from ibpjax.affine import centre_radius
-from ibpjax.composites import Composite, finite, gamma, largest, widened
+from ibpjax.composites import Composite, finite, gamma, largest, radius, rest, widened
 from ibpjax.graph import Groups
-from ibpjax.interval import Interval, as_interval
+from ibpjax.interval import Interval, as_interval, is_set
+from ibpjax.reductions import times
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -58,6 +59,34 @@ class Softmax(Composite):
       lower, upper = jnp.where(computed, lower, -jnp.inf), jnp.where(computed, upper, jnp.inf)
     return Interval(self.groups.back(lower), self.groups.back(upper))
 
+  def curvature(self, operands):
+    x, *mask = operands
+    if mask and not self.masked:
+      return None
+    into, axes = self.groups.into, self.groups.axes
+    box = self.image(operands, 0.)
+    low, high = into(box.lower), into(box.upper)
+    r = into(radius(x))
+    if mask:
+      r = jnp.where(into(mask[0]), r, 0)
+    # s_i ((d_i - <s, d>)^2 - the variance of d), where d_i - <s, d> = (1 - s_i) d_i - sum of s_j d_j over the others.
+    others = jnp.minimum(rest(high * r, axes), (1 - low) * jnp.max(r, axes, keepdims=True))
+    apart = (1 - low) * r + others
+    return Interval(self.groups.back(-high * _variance(high, r, axes) / 2),
+                    self.groups.back(high * apart * apart / 2))
+
+
+def _variance(weights: Any, r: Any, axes: tuple[int, ...]) -> Any:
+  """The greatest variance of d under weights of sum 1 of at most `weights`, for |d| <= r."""
+  squares = jnp.sum(times(weights, r * r), axes, keepdims=True)
+  return jnp.minimum(squares, jnp.max(r, axes, keepdims=True) ** 2)
+
+
+def _variance_of_exponents(groups: Groups, x: Interval) -> Any:
+  """The greatest variance over each group of a step within the box, under softmax weights."""
+  high = groups.into(Softmax(groups, False, True).image([x], 0.).upper)
+  return _variance(high, groups.into(radius(x)), groups.axes)
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LogSoftmax(Composite):
@@ -73,6 +102,11 @@ class LogSoftmax(Composite):
     if u:
       out = widened(out, 8 * u * (finite(largest(out)) + 16) + gamma(4 * self.groups.count + 16, u))
     return Interval(self.groups.back(out.lower), self.groups.back(jnp.minimum(out.upper, 0)))
+
+  def curvature(self, operands):
+    most = self.groups.back(jnp.broadcast_to(_variance_of_exponents(self.groups, operands[0]) / 2,
+                                             self.groups.into(operands[0].lower).shape))
+    return Interval(-most, jnp.zeros_like(most))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +135,10 @@ class LogSumExp(Composite):
       return out
     computed = self.leave(_exp_is_kept(self.groups, x).all(self.groups.axes))
     return Interval(jnp.where(computed, out.lower, -jnp.inf), jnp.where(computed, out.upper, jnp.inf))
+
+  def curvature(self, operands):
+    most = self.leave(jnp.squeeze(_variance_of_exponents(self.groups, operands[0]) / 2, self.groups.axes))
+    return Interval(jnp.zeros_like(most), most)
 
 
 def _exp_is_kept(groups: Groups, x: Interval) -> Any:
@@ -192,25 +230,54 @@ class Average(Composite):
     flat = jnp.reshape(reduced, [1 if i in vc else values.shape[i] for i in order])
     return jnp.transpose(flat, tuple(map(int, np.argsort(order))))
 
-  def image(self, operands, u):
-    p, v = operands[self.slot], as_interval(operands[1 - self.slot])
-    (pc, pr), (vc, vr) = centre_radius(as_interval(p)), centre_radius(v)
+  def _parts(self, operands):
+    """(centre, radius) of the weights and of the values, and t, one number for each group of values."""
+    p, v = (as_interval(operands[i]) for i in (self.slot, 1 - self.slot))
+    (pc, pr), (vc, vr) = centre_radius(p), centre_radius(v)
     numbers, batch = self.eqn.params['dimension_numbers']
-    axes = tuple(map(int, numbers[1 - self.slot]))
     queries = [i for i in range(p.ndim) if i not in (*numbers[self.slot], *batch[self.slot])]
     open_ = jnp.sum(pr, axis=queries, keepdims=True)  # t near the values whose weights are uncertain
     whole = self._dot(open_, jnp.ones_like(vc))
     base = jnp.where(whole > 0, self._dot(open_, vc) / jnp.where(whole > 0, whole, 1), 0)
-    base = jnp.where(jnp.isfinite(base), base, 0).astype(vc.dtype)
+    return (pc, pr), (vc, vr), jnp.where(jnp.isfinite(base), base, 0).astype(vc.dtype)
+
+  def _slack(self, v: Interval, u: float) -> Any:
+    """What the weights may lack of the sum 1, times the values."""
+    axes = self.eqn.params['dimension_numbers'][0][1 - self.slot]
+    terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in map(int, axes)], dtype=np.int64))
+    lost = 8 * gamma(terms + 8, max(u, self.unit)) if u else 2 * self.narrowed
+    return lost * self._arrange(largest(v), jnp.max) if lost else 0.
+
+  def image(self, operands, u):
+    v = as_interval(operands[1 - self.slot])
+    (pc, pr), (vc, vr), base = self._parts(operands)
     apart = vc - self._restore(base)
     centre = self._dot(pc, apart)
     radius = self._dot(jnp.abs(pc), vr) + self._dot(pr, jnp.abs(apart) + vr)
     radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
     centre += base.astype(centre.dtype)
     out = Interval(centre - radius, centre + radius)
-    terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in axes], dtype=np.int64))
-    lost = 8 * gamma(terms + 8, max(u, self.unit)) if u else 2 * self.narrowed
-    slack = lost * self._arrange(largest(v), jnp.max) if lost else 0.
+    slack = self._slack(v, u)
     out = widened(out, slack)
     return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min) - slack),
                     jnp.minimum(out.upper, self._arrange(v.upper, jnp.max) + slack))
+
+  def linearised(self, operands):
+    p, v = (operands[i] for i in (self.slot, 1 - self.slot))
+    (pc, pr), (vc, vr), base = self._parts(operands)
+    apart = vc - self._restore(base)
+    moving = [x for x, perturbed in (('p', is_set(p)), ('v', is_set(v))) if perturbed]
+    order = moving if self.slot == 0 else moving[::-1]
+
+    def push(*xs):
+      given = dict(zip(order, xs))
+      return sum(self._dot(given['p'], apart) if name == 'p' else self._dot(pc, given['v']) for name in moving)
+    # t + <p, v - t> = t + <c, v - t> + <p - c, e - t> + <p - c, v - e>, c and e being the centres
+    offset = base - self._dot(pc, jnp.broadcast_to(self._restore(base), vc.shape))
+    if is_set(p):
+      offset -= self._dot(pc, apart)
+    if not is_set(v):
+      offset += self._dot(pc, vc)
+    left = self._dot(pr, vr) + self._slack(as_interval(v), 0.)
+    left = jnp.where(jnp.isnan(left), jnp.inf, left)
+    return push, Interval(offset - left, offset + left)

@@ -33,6 +33,7 @@ _SMOOTH = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_
                      P.or_p, P.not_p})
 _ELEMENTWISE = _JUMPING | _TESTS | _SMOOTH | frozenset(key for key in TABLE if key not in COMPOSED)
 _PIECES = 16
+Bounds = Callable[[Program, Sequence[Any]], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -60,9 +61,12 @@ class Univariate:
   def __call__(self, x: Any, *known: Any) -> Any:
     return evaluate(self.body, [x, *known])[0]
 
-  def image(self, operands: Sequence[Any], bounds: Callable[[Program, Sequence[Any]], list[Any]],
-            u: float) -> Interval:
+  def image(self, operands: Sequence[Any], bounds: Bounds, u: float) -> Interval:
     """Bounds on a box; `bounds` computes those of a program by interval arithmetic."""
+    return self.tilted(operands, bounds, u)(None)
+
+  def tilted(self, operands: Sequence[Any], bounds: Bounds, u: float) -> Callable[[Any], Interval]:
+    """k -> bounds of f(x) - k x on a box."""
     x, *known = operands
 
     def run(program, lower, upper):
@@ -76,16 +80,32 @@ class Univariate:
     pieces, = run(self.body, grid[:-1], grid[1:])
     if self.slope is not None:
       at, = run(self.body, grid, grid)
-      ends = [Interval(at.lower[i], at.upper[i]) for i in (slice(None, -1), slice(1, None))]
       slope, = run(self.slope, grid[:-1], grid[1:])
       for test in run(self.tests, grid[:-1], grid[1:]):
         certain = test.lower == test.upper
         slope = Interval(jnp.where(certain, slope.lower, -jnp.inf), jnp.where(certain, slope.upper, jnp.inf))
-      by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], slope, u)
-      pieces = Interval(jnp.fmax(pieces.lower, by_slope.lower), jnp.fmin(pieces.upper, by_slope.upper))
-    refined = Interval(pieces.lower.min(0), pieces.upper.max(0))
-    return Interval(jnp.where(bounded, jnp.fmax(refined.lower, whole.lower), whole.lower),
-                    jnp.where(bounded, jnp.fmin(refined.upper, whole.upper), whole.upper))
+
+    def image(k):
+      own = None if k is None else k[None]
+      refined = _less(pieces, own, grid[:-1], grid[1:])
+      if self.slope is not None:
+        values = _less(at, own, grid, grid)
+        ends = [Interval(values.lower[i], values.upper[i]) for i in (slice(None, -1), slice(1, None))]
+        bent = slope if own is None else Interval(slope.lower - own, slope.upper - own)
+        by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], bent, u)
+        refined = Interval(jnp.fmax(refined.lower, by_slope.lower), jnp.fmin(refined.upper, by_slope.upper))
+      low, high = refined.lower.min(0), refined.upper.max(0)
+      plain = _less(whole, k, x.lower, x.upper)
+      return Interval(jnp.where(bounded, jnp.fmax(low, plain.lower), plain.lower),
+                      jnp.where(bounded, jnp.fmin(high, plain.upper), plain.upper))
+    return image
+
+
+def _less(y: Interval, k: Any, lower: Any, upper: Any) -> Interval:
+  """Bounds of y - k x for x in [lower, upper]."""
+  if k is None:
+    return y
+  return Interval(y.lower - jnp.maximum(k * lower, k * upper), y.upper - jnp.minimum(k * lower, k * upper))
 
 
 def _between(left: Interval, right: Interval, width: Any, slope: Interval, u: float) -> Interval:

@@ -314,7 +314,7 @@ NONLINEAR = {
     'ceil': Case(lambda x: jnp.ceil(3 * x), exact=False),
     'round': Case(lambda x: jnp.round(3 * x), exact=False),
     'sign': Case(jnp.sign, exact=False),
-    'narrowing cast': Case(lambda x: x.astype(jnp.float32).astype(x.dtype)),
+    'narrowing cast': Case(lambda x: x.astype(jnp.float32).astype(x.dtype), exact=False, point=False),
     'greater': Case(lambda x: x > lax.rev(x, (0,)), exact=False),
     'less': Case(lambda x: x < known(W[0], x), exact=False),
     'greater equal': Case(lambda x: known(W[0], x) >= x, exact=False),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from cases import ramp
 
-from ibpjax import ibp, linf_ball, margins
+from ibpjax import adaptive, constant, crown, ibp, lbp, linf_ball, margins, tight
 
 B = [[.1, -.2, 0], [0, .1, -.1], [-.1, -.2, 0], [.2, -.1]]
 R = [[.6, .4, .3], [.5, .3, .4], [.3, .3, .3]]
@@ -21,17 +21,47 @@ def network(activation):
   return f
 
 
+ACTIVATIONS = {'relu': lambda z, k: jax.nn.relu(z), 'leaky relu': lambda z, k: jax.nn.leaky_relu(z, .1),
+               'ramp': lambda z, k: ramp(z, jnp.array(R[k]))}
+IBP = {'relu': (-1.280388, 1.035350), 'leaky relu': (-1.547531, 1.127604), 'ramp': (-.297311, .768738)}
+# CROWN-IBP, LBP, CROWN-LBP, CROWN.
+LINEAR = {
+    ('relu', tight): [(-.886635, .839463), (-1.126122, .346019), (-.808766, .344054), (-.806624, .297182)],
+    ('relu', adaptive): [(-.848947, .928347), (-.819408, .752331), (-.724286, .560831), (-.722723, .498585)],
+    ('leaky relu', tight): [(-1.076933, .834012), (-1.261049, .315607), (-.974697, .265837), (-.974697, .265837)],
+    ('leaky relu', adaptive): [(-1.006687, .908389), (-.955687, .612164), (-.866385, .447594), (-.865351, .383049)],
+    ('ramp', tight): [(-.258005, .566421), (-.285317, .635286), (-.258005, .492777), (-.235745, .323145)],
+    ('ramp', adaptive): [(-.122227, .501403), (-.293744, .612604), (-.125257, .440984), (-.126151, .354955)],
+}
+
+
+def close_to(bound, ends):
+  return np.allclose([bound.lower[0], bound.upper[0]], ends, rtol=0, atol=6e-7)
+
+
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize(('activation', 'lower', 'upper'), [
-    (lambda z, k: jax.nn.relu(z), -1.280388, 1.035350),
-    (lambda z, k: jax.nn.leaky_relu(z, .1), -1.547531, 1.127604),
-    (lambda z, k: ramp(z, jnp.array(R[k])), -.297311, .768738)])
-def test_elided_margins_of_a_four_layer_network(activation, lower, upper):
+@pytest.mark.parametrize(('name', 'lines'), LINEAR)
+def test_margins_of_a_four_layer_network(name, lines):
   """Networks with ReLU, LeakyReLU(.1) and ParamRamp(.1); l-infinity radius .3 around (.5, -.25)."""
   box = linf_ball(jnp.array([.5, -.25]), .3)
-  margin = ibp(lambda x: margins(network(activation)(x), 0), elide=True)(box)
-  assert float(margin.lower[0]) == pytest.approx(lower, abs=6e-7)
-  assert float(margin.upper[0]) == pytest.approx(upper, abs=6e-7)
+  def margin(x):
+    return margins(network(ACTIVATIONS[name])(x), 0)
+  assert close_to(ibp(margin, elide=True)(box), IBP[name])
+  methods = [crown(margin, intermediate='ibp', lines=lines), lbp(margin, lines=lines),
+             crown(margin, intermediate='lbp', lines=lines), crown(margin, lines=lines)]
+  for method, ends in zip(methods, LINEAR[name, lines], strict=True):
+    assert close_to(method(box), ends)
+  for same in (crown(margin, lines=constant), lbp(margin, lines=constant)):
+    assert close_to(same(box), IBP[name])
+
+
+@pytest.mark.usefixtures('x64')
+def test_lbp_of_the_third_layer():
+  box = linf_ball(jnp.array([.5, -.25]), .3)
+  _, found = lbp(network(ACTIVATIONS['relu']), intermediates=True)(box)
+  last = list(found.bounds.values())[-1]
+  np.testing.assert_allclose(last.lower, [-.664357, -.188495, -.0043], atol=6e-7)
+  np.testing.assert_allclose(last.upper, [.026297, .948377, .636993], atol=6e-7)
 
 
 @pytest.mark.usefixtures('x64')

@@ -6,16 +6,18 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments import primitives
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
-FLOORS = [{'_version', 'interval'}, {'program', 'lines', 'margins', 'rule'}, {'affine', 'functions', 'graph'},
-          {'composites', 'elementwise', 'loops', 'reductions', 'rows'},
+FLOORS = [{'_version', 'interval'}, {'program', 'lines', 'margins'}, {'affine', 'graph', 'rule'},
+          {'exact', 'functions', 'loops', 'reductions'}, {'composites', 'planes'}, {'elementwise', 'rows'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
-          {'patterns', 'rounding'}, {'ibp'}, {'nn'}, {'training', 'verification'}, {'__init__'}, {'experiments'}]
+          {'patterns', 'relaxations', 'rounding'}, {'ibp'}, {'walks'}, {'crown', 'lbp'}, {'linear'}, {'nn'},
+          {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 
 def floor(module):
@@ -84,7 +86,7 @@ def test_train_and_certify_end_to_end(tmp_path):
   config = json.loads((out / 'seed1' / 'config.json').read_text())
   assert config['flags']['batch_size'] == 32
   assert config['flags']['seed'] == 1
-  assert {'commit', 'jax', 'devices'} <= set(config['versions'])
+  assert {'commit', 'jax', 'devices'} <= set(config['versions'][0])
   assert list((out / 'seed1' / 'events').iterdir())
   again = run('experiments.train', *flags, f'--out={out}')
   assert again.returncode == 0, again.stderr
@@ -100,9 +102,26 @@ def test_train_and_certify_end_to_end(tmp_path):
   wrong = sum(r['verdict'] == 'misclassified' for r in records) / 2
   assert 100 * wrong / 500 == pytest.approx(lines[-1]['test_error'], abs=1)
 
-  compared = run('experiments.compare', f'--runs={out}/seed0,{out}/seed1', f'--out={tmp_path}/compare')
+  seeds = json.loads((out / 'seeds.json').read_text())
+  last = [json.loads((out / f'seed{k}' / 'metrics.jsonl').read_text().splitlines()[-1])['test_error'] for k in (0, 1)]
+  assert seeds['test_error'] == dict(mean=pytest.approx(np.mean(last)), std=pytest.approx(np.std(last, ddof=1)))
+  (out / 'seed0' / 'curves.png').unlink()  # as if it had been killed before it was drawn
+  again = run('experiments.train', *flags, f'--out={out}')
+  assert (out / 'seed0' / 'curves.png').exists()
+
+  compared = run('experiments.compare', f'--runs={out}', f'--out={tmp_path}/compare')
   assert compared.returncode == 0, compared.stderr
+  assert '(1 of 2 seeds)' in compared.stdout
   assert '| mlp' in compared.stdout
+
+
+@pytest.mark.parametrize('command', [
+    ('experiments.benchmark', '--nets=mlp', '--repeats=3', '--batch_size=4'),
+    ('experiments.step_cost', '--models=mlp', '--dataset=digits', '--repeats=3', '--batch_size=32')])
+def test_measurements_run(command):
+  done = run(*command)
+  assert done.returncode == 0, done.stderr
+  assert re.search(r'mlp.* \d+\.\d', done.stdout)
 
 
 @pytest.mark.parametrize(('command', 'message'), [
@@ -114,7 +133,10 @@ def test_train_and_certify_end_to_end(tmp_path):
     (('experiments.train', '--dataset=mnist', '--data_dir=/nowhere'), 'does not hold mnist'),
     (('experiments.train', '--model=dm_small', '--hidden=3'), '--hidden is an option of mlp, not of dm_small'),
     (('experiments.train', '--epochs=40', '--swa_from=41'), 'comes after the last epoch'),
-    (('experiments.train', '--seeds=1,1'), 'different numbers'),
+    (('experiments.train', '--seeds=1,1'), 'a number occurs twice'),
+    (('experiments.train', '--seeds=-1'), '-1 is less than 0'),
+    (('experiments.train', '--hidden=0'), '0 is less than 1'),
+    (('experiments.train', '--epochs=9', '--milestones=9'), 'each must come before the last epoch'),
     (('experiments.train', '--accumulate=100'), '--accumulate=100 is more than the 40 batches of an epoch'),
     (('experiments.train', '--epochs=5', '--ramp_epochs=9'), 'ends before the ramp of eps does'),
     (('experiments.train', '--batch_size=5000'), 'a batch of 5000 examples cannot be taken from the 1297 examples'),

@@ -1,0 +1,105 @@
+"""CROWN: linear bounds of a linear functional, by walking the program backwards between planes."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ibpjax import lines as choices
+from ibpjax.ibp import Forward, check_output, honest, ibp
+from ibpjax.interval import Intermediates, Interval, validated
+from ibpjax.lines import Lines
+from ibpjax.patterns import grouped
+from ibpjax.program import Program, Value, trace
+from ibpjax.rows import Dense, Walk, over_rows
+from ibpjax.walks import walk
+
+# How bounds of intermediate values are computed, by name: transformations that can return them.
+METHODS: dict[str, Callable[..., Callable]] = {'ibp': ibp}
+
+
+def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown', lines: Lines = choices.adaptive,
+          rows: Any = None, chunk: int | None = None, intermediates: bool = False) -> Callable:
+  """CROWN: bounds of `f` by linear functions of its inputs, found walking backwards through `f`.
+
+  The returned function takes the arguments of `f` with Intervals or LpBalls in the place of
+  arrays, as for `ibp`, and returns the tree of `f`'s result with an Interval for each array. It
+  is written for one example: `jax.vmap` makes the batch. It composes with jit, vmap, grad.
+
+  Args:
+    f: any JAX function of supported primitives, on one example.
+    intermediate: where the bounds of the operands of nonlinear operations come from. 'crown':
+      from walks of their own. 'ibp' is CROWN-IBP, 'lbp' is CROWN-LBP; or Intermediates, or a
+      transformation that returns them (`ibpjax.ibp` itself, for instance).
+    lines: the choice of slopes: `tight`, `adaptive`, `constant`, or a function like these.
+    rows: (n, *out.shape), linear functionals of the one output of `f` to bound instead of its
+      elements; the result is an Interval of shape (n,).
+    chunk: rows that are worked on at a time; default so many that they fit in 256 MiB.
+    intermediates: also return the bounds of the operands of nonlinear operations: (bounds, Intermediates).
+
+  Raises:
+    NotImplementedError, TypeError, ValueError: as `ibp`; and where `rows` do not fit the output.
+
+  Source: Zhang et al. 2018; Lyu et al. 2021, section 2.2.
+  """
+  if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in METHODS:
+    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(METHODS)}, Intermediates, or a '
+                     'transformation that returns them')
+
+  def bounded(*args, **kwargs):
+    args, kwargs = validated(args, kwargs)
+    given = given_bounds(f, intermediate, lines, args, kwargs)
+    program, inputs, out_tree = trace(f, args, kwargs)
+    program = grouped(program)
+    for v in program.outputs:
+      check_output(v)
+    forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
+    back = walk(forward, lines)
+    if rows is None:
+      found = [bound_output(forward, back, v, chunk) for v in program.outputs]
+      result = jax.tree.unflatten(out_tree, found)
+    else:
+      result = _bound_rows(program, back, rows, chunk)
+    return (result, forward.intermediates()) if intermediates else result
+  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+
+
+def given_bounds(f: Callable, intermediate: Any, lines: Lines, args: tuple, kwargs: dict) -> Intermediates | None:
+  """The bounds of intermediate values that another method finds; None where walks of their own do."""
+  if isinstance(intermediate, Intermediates):
+    return intermediate
+  if intermediate == 'crown':
+    return None
+  if not isinstance(intermediate, str):
+    method = intermediate
+  else:
+    method = METHODS[intermediate] if intermediate == 'ibp' else functools.partial(METHODS[intermediate], lines=lines)
+  return method(f, intermediates=True)(*args, **kwargs)[1]
+
+
+def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:
+  """How full CROWN bounds the operand of a nonlinear operation: by walks from each of its elements."""
+  return lambda forward, v: walk(forward, lines).bound_elements(v, chunk)
+
+
+def bound_output(forward: Forward, back: Walk, v: Value, chunk: int | None) -> Interval:
+  """The bounds of an output of a program."""
+  if v.id not in forward.program.perturbed or v.dtype == jnp.bool_ or v.id in forward.exact:
+    return forward.output(v, elide=False)
+  return honest(forward.tightened(v, back.bound_elements(v, chunk)), v.id in forward.masked)
+
+
+def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> Interval:
+  if len(program.outputs) != 1 or program.outputs[0].id not in program.perturbed:
+    raise ValueError(f'rows bound linear functions of one perturbed output; the function has {len(program.outputs)} '
+                     'outputs, not all perturbed')
+  v = program.outputs[0]
+  rows = jnp.asarray(rows, v.dtype)
+  if rows.shape[1:] != v.shape:
+    raise ValueError(f'rows have shape {rows.shape}; for an output of shape {v.shape} they have (n, '
+                     f'{", ".join(map(str, v.shape))})')
+  back.ends(v)
+  return honest(over_rows(lambda i: back.bound(v, Dense(rows[i])), len(rows), back.width(), chunk))

@@ -1,0 +1,255 @@
+"""LBP: linear bounds of every value in the inputs, carried forward through the program."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as P
+
+from ibpjax import affine, loops
+from ibpjax import lines as choices
+from ibpjax.ibp import Forward, check_output, honest
+from ibpjax.interval import Interval, pytree, validated
+from ibpjax.lines import Lines
+from ibpjax.patterns import grouped
+from ibpjax.program import Equation, Value, trace
+from ibpjax.rows import Dense, over_rows
+
+
+@pytree
+class Form:
+  """Two affine functions of the inputs, one below a value and one above it.
+
+  Attributes:
+    coefficients: ends (inputs, *shape), a coefficient for each element of all perturbed inputs.
+      As in all intervals of forms, `lower` belongs to the function below; it may be the greater.
+    bias: ends of the shape of the value.
+  """
+  coefficients: Interval
+  bias: Interval
+
+
+def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, intermediates: bool = False) -> Callable:
+  """LBP: bounds of `f` by linear functions of its inputs, carried forward through `f` in one pass.
+
+  The returned function takes the arguments of `f` with Intervals or LpBalls in the place of
+  arrays, as for `ibp`, and returns the tree of `f`'s result with an Interval for each array. It
+  is written for one example: `jax.vmap` makes the batch. It carries two coefficients for each
+  pair of an element of the inputs and an element of a value.
+
+  Args:
+    f: any JAX function of supported primitives, on one example.
+    lines: the choice of slopes: `tight`, `adaptive`, `constant`, or a function like these.
+    elide: bound the outputs by pulling them back through the affine operations at the end of `f`
+      before linear functions are put in, so that a margin merges with the last layer.
+    intermediates: also return the bounds of the operands of nonlinear operations: (bounds, Intermediates).
+
+  Raises:
+    NotImplementedError, TypeError, ValueError: as `ibp`.
+
+  Source: Lyu et al. 2021, section 3.2 (LBP is Relaxed-CROWN-1).
+  """
+  def bounded(*args, **kwargs):
+    args, kwargs = validated(args, kwargs)
+    program, inputs, out_tree = trace(f, args, kwargs)
+    program = grouped(program)
+    for v in program.outputs:
+      check_output(v)
+    forms: dict[int, Form] = {}
+    forward = Forward(program, inputs, tighten=lambda forward, v: Forms(forward, lines, forms).bound_elements(v))
+    last = Forms(forward, lines, forms)
+    found = [_output(last, v, elide) for v in program.outputs]
+    result = jax.tree.unflatten(out_tree, found)
+    return (result, forward.intermediates()) if intermediates else result
+  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+
+
+def _output(forms: Forms, v: Value, elide: bool) -> Interval:
+  forward = forms.forward
+  if v.id not in forward.program.perturbed or v.dtype == jnp.bool_ or v.id in forward.exact:
+    return forward.output(v, elide=False)
+  x = forms.bound_by_rows(v) if elide else forms.bound_elements(v)
+  return honest(forward.tightened(v, x), v.id in forward.masked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+  """The linear bounds of the values of a program, each computed when it is asked for.
+
+  Attributes:
+    forward: a run on boxes that has come as far as these are asked for.
+    lines: the choice of slopes.
+    made: value id -> Form, what has been computed.
+    of_whole: in the body of a scan, the forms of the program that the inputs are those of.
+  """
+  forward: Forward
+  lines: Lines
+  made: dict[int, Form]
+  of_whole: Forms | None = None
+
+  @property
+  def root(self) -> Forms:
+    return self if self.of_whole is None else self.of_whole
+
+  @property
+  def inputs(self) -> list[Value]:
+    program = self.root.forward.program
+    return [v for v in program.inputs if v.id in program.perturbed]
+
+  def of(self, value: Value) -> Form:
+    """The form of a perturbed value."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      return self._box(value)
+    for eqn in self._needed(value):
+      self._add(eqn)
+    if value.id not in self.made:  # an input
+      self.made[value.id] = self._identity(value)
+    return self.made[value.id]
+
+  def _needed(self, value: Value) -> list[Equation]:
+    """The equations whose forms are missing on the way to a value."""
+    needed, found = {value.id}, []
+    for eqn in reversed(self.forward.program.equations):
+      if any(v.id in needed and v.id not in self.made for v in eqn.outputs):
+        found.append(eqn)
+        needed |= {v.id for v in eqn.inputs if v.id in self.forward.program.perturbed}
+    return found[::-1]
+
+  def _identity(self, value: Value) -> Form:
+    sizes = [v.size for v in self.inputs]
+    start = sum(sizes[:[v.id for v in self.inputs].index(value.id)])
+    a = jnp.eye(sum(sizes), value.size, -start, dtype=value.dtype).reshape(sum(sizes), *value.shape)
+    zero = jnp.zeros(value.shape, value.dtype)
+    return Form(Interval(a, a), Interval(zero, zero))
+
+  def _point(self, x: Any) -> Form:
+    """The form of a known array."""
+    zero = jnp.zeros((sum(v.size for v in self.inputs), *x.shape), x.dtype)
+    return Form(Interval(zero, zero), Interval(x, x))
+
+  def _box(self, v: Value) -> Form:
+    """A form of coefficients 0: the box of a value. Predicates have one that is 0, which nothing is multiplied by."""
+    floating = jnp.issubdtype(v.dtype, jnp.floating)
+    zero = jnp.zeros((sum(v.size for v in self.inputs), *v.shape), v.dtype if floating else self.inputs[0].dtype)
+    return Form(Interval(zero, zero), self.forward.env[v.id] if floating else Interval(zero[0], zero[0]))
+
+  def _add(self, eqn: Equation) -> None:
+    env = self.forward.env
+    flags = [v.id in self.forward.program.perturbed for v in eqn.inputs]
+    if not any(flags):
+      return
+    operands = [env[v.id] for v in eqn.inputs]
+    linear = affine.is_affine(eqn, flags)
+    if eqn.key is P.scan_p and self.lines is not choices.constant:
+      self._scan(eqn)
+      return
+    planes = None if linear or self.lines is choices.constant else self.forward.planes(eqn, self.lines)
+    if planes is None and not linear:
+      self.made.update((v.id, self._box(v)) for v in eqn.outputs)
+      return
+    forms = [self.of(v) if p else None for v, p in zip(eqn.inputs, flags)]
+    if planes is None:
+      biases = affine.image(eqn, [f.bias if f is not None else x for f, x in zip(forms, operands)])
+      slots = [i for i, p in enumerate(flags) if p]
+      push = lambda *xs: affine.push_forward(eqn, operands, dict(zip(slots, xs)))
+      coefficients = jax.vmap(push)(*(f.coefficients for f in forms if f is not None))
+    else:
+      own = [f for f in forms if f is not None]
+      bias = planes.push([f.bias for f in own])
+      biases = [Interval(bias.lower + planes.low, bias.upper + planes.high)]
+      coefficients = [jax.vmap(lambda *xs: planes.push(xs))(*(f.coefficients for f in own))]
+    for v, a, b in zip(eqn.outputs, coefficients, biases, strict=True):
+      self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), Form(a, b))
+
+  def _scan(self, eqn: Equation) -> None:
+    """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
+    body, = eqn.bodies
+    first, last = loops.parts(eqn)
+    operands = loops.lift([self.forward.env[v.id] for v in eqn.inputs], body.inputs, body)
+
+    def floats(values, program):
+      return [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in values]
+
+    def enter(v, x):
+      return self.of(v) if v.id in self.forward.program.perturbed else self._point(x.lower)
+    entered = [enter(v, x) if m else x for v, x, m in zip(eqn.inputs, operands, floats(body.inputs, body), strict=True)]
+    wanted = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.forward.program)
+
+    def step(carry, xs):
+      given = [*entered[:first], *carry, *xs]
+      made = {v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
+
+      def forms(forward):
+        return Forms(forward, self.lines, made, self.root)
+      boxes = [self.concretise(x) if isinstance(x, Form) else x for x in given]
+      inner = Forward(body, boxes, tighten=lambda forward, v: forms(forward).bound_elements(v), related=True)
+
+      def leave(v):
+        return forms(inner).of(v) if v.id in body.perturbed else self._point(jnp.asarray(inner.env[v.id]))
+      plain = [inner.env[v.id] for v in body.outputs]
+      plain[:last - first] = loops.lift(plain[:last - first], body.inputs[first:last], body)
+      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, wanted, strict=True)]
+      return loops.typed(out[:last - first], carry), out[last - first:]
+
+    carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.params['length'],
+                         reverse=eqn.params['reverse'])
+    for v, x in zip(eqn.outputs, [*carry, *_scanned_axis(ys, 0, 1)], strict=True):
+      self.made[v.id] = x if isinstance(x, Form) else self._box(v)
+
+  def _range(self, low: Any, high: Any, bias: Interval) -> Interval:
+    """The range over the inputs of what lies between two affine functions, of coefficients (inputs,)."""
+    def rows(a):
+      parts = jnp.split(a, np.cumsum([v.size for v in self.inputs])[:-1])
+      return {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
+    walk = self.root.forward.walk
+    return Interval(walk.concretise(rows(low), bias.lower).lower, walk.concretise(rows(high), bias.upper).upper)
+
+  def bound_elements(self, value: Value) -> Interval:
+    """Bounds of each element of a value."""
+    return self.concretise(self.of(value))
+
+  def concretise(self, form: Form) -> Interval:
+    """The range of a form over the inputs."""
+    shape = form.bias.shape
+    a, bias = (jax.tree.map(lambda x: x.reshape(*x.shape[:x.ndim - len(shape)], -1), x)
+               for x in (form.coefficients, form.bias))
+    flat = jax.vmap(self._range, (1, 1, 0))(a.lower, a.upper, bias)
+    return Interval(flat.lower.reshape(shape), flat.upper.reshape(shape))
+
+  def bound_by_rows(self, value: Value, chunk: int | None = None) -> Interval:
+    """Bounds of each element of a value, pulled back through affine equations before forms are put in."""
+    back = self.forward.walk
+    forms = {j: self.of(v) for j, v in back.ends(value).items()}
+
+    def element(i):
+      hot = (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape)
+      ends, offset = back.back({value.id: Dense(hot)})
+
+      def least(of, lower, upper):  # of the functions below, or with the names of the ends changed, of those above
+        total = [jnp.asarray(0., value.dtype)]
+        for j, row in ends.items():
+          a = row.coefficients
+          for part, end in ((jnp.maximum(a, 0), lower), (jnp.minimum(a, 0), upper)):
+            total.append(of(part, forms[j], end))
+        return sum(total)
+      coefficients = lambda part, form, end: jnp.tensordot(getattr(form.coefficients, end), part, part.ndim)
+      bias = lambda part, form, end: affine.dot(part, getattr(form.bias, end))
+      ways = ('lower', 'upper'), ('upper', 'lower')
+      low, high = (least(coefficients, *way) for way in ways)
+      return self._range(low, high, Interval(*(offset + least(bias, *way) for way in ways)))
+
+    flat = over_rows(element, value.size, back.width(), chunk)
+    return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
+
+
+def _scanned_axis(xs: list[Any], source: int, destination: int) -> list[Any]:
+  """Forms among `xs` with an axis of their coefficients moved: the scanned one, and that of the inputs."""
+  def moved(form):
+    return Form(jax.tree.map(lambda a: jnp.moveaxis(a, source, destination), form.coefficients), form.bias)
+  return [moved(x) if isinstance(x, Form) else x for x in xs]

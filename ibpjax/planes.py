@@ -1,0 +1,111 @@
+"""Planes: two affine functions of its operands between which the result of an equation lies."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ibpjax import affine
+from ibpjax.interval import Interval, is_set
+from ibpjax.program import rebind, trace
+from ibpjax.reductions import times
+
+
+def pin(chosen: Any) -> Any:
+  """The same arrays (floats or booleans), computed once and not again wherever they are used.
+
+  XLA computes cheap values anew in each kernel that needs them, and not always to the same bits: a
+  product and a sum may become one instruction, or not. A choice between two that are nearly equal
+  would fall here so and there otherwise, and a line have the slope of one and the intercept of the
+  other. Loops are not fused; two changes of sign are exact. Barriers do not help: XLA:CPU removes
+  them before it fuses.
+  """
+  floats = jax.tree.map(lambda x: jnp.where(x, 1., -1.) if x.dtype == jnp.bool_ else x, chosen)
+  pinned, _ = lax.scan(_opposite, floats, length=2)
+  return jax.tree.map(lambda x, y: y > 0 if x.dtype == jnp.bool_ else y, chosen, pinned)
+
+
+def _opposite(x: Any, _: None) -> tuple[Any, None]:
+  return jax.tree.map(jnp.negative, x), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Planes:
+  """One affine function below the result of an equation and one above.
+
+  Attributes:
+    low, high: intercepts, arrays of the shape of the result; infinite where nothing is known.
+  """
+  low: Any
+  high: Any
+
+  def pull(self, up: Any, down: Any) -> list[Any]:
+    """The rows on the operands of `<up, below> + <down, above>`, without the intercepts."""
+    raise NotImplementedError
+
+  def push(self, xs: Sequence[Interval]) -> Interval:
+    """The least of `below` and the greatest of `above`, each without its intercept, over boxes of the operands."""
+    raise NotImplementedError
+
+  def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
+    """A lower bound of `<rows[0], result>`: rows on the perturbed operands, and an offset."""
+    row, = rows
+    up, down = jnp.maximum(row, 0), jnp.minimum(row, 0)
+    return self.pull(up, down), affine.dot(up, self.low) + affine.dot(down, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes(Planes):
+  """sum_i below[i] x_i + low <= out <= sum_i above[i] x_i + high, element by element.
+
+  Attributes:
+    below, above: a slope for each perturbed operand, arrays of the shape of the result.
+  """
+  below: tuple[Any, ...]
+  above: tuple[Any, ...]
+
+  def pull(self, up: Any, down: Any) -> list[Any]:
+    return [up * b + down * a for b, a in zip(self.below, self.above)]
+
+  def push(self, xs: Sequence[Interval]) -> Interval:
+    def least(slopes, lower, upper):
+      return sum(times(jnp.maximum(s, 0), getattr(x, lower)) + times(jnp.minimum(s, 0), getattr(x, upper))
+                 for s, x in zip(slopes, xs))
+    return Interval(least(self.below, 'lower', 'upper'), least(self.above, 'upper', 'lower'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps(Planes):
+  """below(*x) + low <= out <= above(*x) + high, where `below` and `above` are linear maps.
+
+  Attributes:
+    below, above: linear functions of the perturbed operands.
+    operands: arrays of the shapes of these.
+  """
+  below: Callable[..., Any]
+  above: Callable[..., Any]
+  operands: tuple[Any, ...]
+
+  def pull(self, up: Any, down: Any) -> list[Any]:
+    if self.below is self.above:
+      return list(jax.linear_transpose(self.below, *self.operands)(up + down))
+    parts = [jax.linear_transpose(f, *self.operands)(row) for f, row in ((self.below, up), (self.above, down))]
+    return [a + b for a, b in zip(*parts)]
+
+  def push(self, xs: Sequence[Interval]) -> Interval:
+    return Interval(_linear_image(self.below, xs).lower, _linear_image(self.above, xs).upper)
+
+
+def _linear_image(f: Callable[..., Any], xs: Sequence[Interval]) -> Interval:
+  """A linear map on intervals, equation by equation."""
+  program, inputs, _ = trace(f, tuple(xs), {})
+  env = program.environment(inputs)
+  for eqn in program.equations:
+    operands = [env[v.id] for v in eqn.inputs]
+    out = affine.image(eqn, operands) if any(map(is_set, operands)) else rebind(eqn, *operands)
+    env |= zip((v.id for v in eqn.outputs), out, strict=True)
+  return env[program.outputs[0].id]

@@ -1,0 +1,369 @@
+"""Laws of the linear methods over every row of every table: the function lies between its linear bounds."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import AFFINE, CASES, centre_of, ramp
+from checks import box_around, contains, holds, inside, samples, widest_ratio
+
+from ibpjax import Interval, adaptive, constant, crown, ibp, lbp, linear_bounds, linf_ball, lp_ball, tight
+from ibpjax.program import trace
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+
+def floats(f):
+  """The outputs of a function that have linear bounds."""
+  def g(x):
+    program, _, _ = trace(f, (Interval(x, x),), {})
+    kept = [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in program.outputs]
+    return [y for y, k in zip(jax.tree.leaves(f(x)), kept, strict=True) if k]
+  return g
+
+
+FLOATS = [name for name, case in CASES.items() if floats(case.f)(jnp.asarray(centre_of(case)))]
+
+
+@functools.cache
+def compiled(name):
+  """box -> linear bounds of a case by full CROWN with adaptive lines and by LBP with tight ones."""
+  f = floats(CASES[name].f)
+  return jax.jit(lambda box: (linear_bounds(f)(box), linear_bounds(f, method='lbp', lines=tight)(box)))
+
+
+@pytest.mark.parametrize('name', FLOATS)
+def test_the_function_lies_between_its_linear_bounds(name):
+  case, bounds = CASES[name], compiled(name)
+  f = jax.jit(jax.vmap(floats(case.f)))
+  for seed, radius in enumerate(case.radii):
+    box = box_around(centre_of(case, seed), radius)
+    points = samples(box, 1000, seed)
+    for found in bounds(box):
+      for bound, value in zip(found, f(points), strict=True):
+        lower, upper = jax.vmap(bound.lower)(points), jax.vmap(bound.upper)(points)
+        assert np.all(inside(Interval(lower, upper), value, 1e-10))
+        if not radius and case.point:
+          np.testing.assert_allclose(lower, value, rtol=1e-9, atol=1e-9)
+          np.testing.assert_allclose(upper, value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', FLOATS)
+def test_linear_bounds_are_not_vacuous(name):
+  """At radius 1e-3 no wider than twice the range, or than interval bounds where these are loose themselves."""
+  case = CASES[name]
+  box = box_around(centre_of(case), 1e-3)
+  values = jax.jit(jax.vmap(floats(case.f)))(samples(box, 600))
+  allowed = max(2., 1.05 * widest_ratio(jax.jit(ibp(floats(case.f), elide=name in AFFINE))(box), values))
+  for found in compiled(name)(box):
+    for bound, value in zip(found, values, strict=True):
+      ranges = Interval(extreme(bound.lower, box, -1), extreme(bound.upper, box, 1))
+      assert widest_ratio([ranges], [value]) <= allowed
+
+
+def extreme(affine, box, sign):
+  """The least (-1) or greatest (+1) value of an affine function over a box."""
+  a, n = affine.coeffs[0], jnp.ndim(box.lower)
+  return affine.bias + jnp.tensordot(a, box.centre, n) + sign * jnp.tensordot(jnp.abs(a), box.radius, n)
+
+
+# Random networks: shapes of the parameters, of the input, and how they are applied.
+
+def dense(params, x, activation):
+  *layers, (last, bias) = params
+  for w, b in layers:
+    x = activation(w @ x + b)
+  return last @ x + bias
+
+
+def residual(params, x, activation):
+  first, second, (last, bias) = params[:2], params[2:4], params[4]
+  y = x + dense(first, x, activation)
+  return last @ activation(y + dense(second, activation(y), activation)) + bias
+
+
+def convolutional(params, x, activation):
+  x = x.reshape(1, 6, 6, 1)
+  *kernels, (last, bias) = params
+  for (kernel, b), stride, padding in zip(kernels, (2, 1), ('SAME', 'VALID'), strict=True):
+    x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    x = activation(x + b.reshape(1, 1, 1, -1))
+  return last @ x.ravel() + bias
+
+
+NETWORKS = {dense: ([(6, 3), (6, 6), (5, 6), (2, 5)], 3), residual: ([(5, 4), (4, 5), (6, 4), (4, 6), (3, 4)], 4),
+            convolutional: ([(3, 3, 1, 3), (2, 2, 3, 2), (3, 8)], 36)}
+ACTIVATIONS = {'relu': jax.nn.relu, 'leaky relu': lambda z: jax.nn.leaky_relu(z, .1),
+               'ramp': lambda z: ramp(z, jnp.full_like(z, .4))}
+
+
+def random_network(network, seed):
+  """(params, centre of the inputs)."""
+  rng = np.random.default_rng(seed)
+  shapes, size = NETWORKS[network]
+  def outputs(shape):
+    return shape[-1] if len(shape) == 4 else shape[0]
+  params = [(jnp.asarray(rng.normal(size=s) * (1.4 * outputs(s) / np.prod(s)) ** .5),
+             jnp.asarray(.3 * rng.normal(size=outputs(s)))) for s in shapes]
+  return params, jnp.asarray(rng.normal(size=size))
+
+
+def methods(f):
+  """IBP, LBP, CROWN-IBP, CROWN-LBP and CROWN with tight lines."""
+  return [ibp(f, elide=True), lbp(f), *(crown(f, intermediate=name, lines=tight) for name in ('ibp', 'lbp', 'crown'))]
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+def test_tight_lines_give_the_order_of_theorem_2(network, activation):
+  """IBP <= LBP, CROWN-IBP <= CROWN-LBP <= CROWN (Lyu et al. 2021), on 450 networks; all of them sound."""
+  def f(params, x):
+    return network(params, x, ACTIVATIONS[activation])
+  bounds = jax.jit(lambda params, box: [m(params, box) for m in methods(f)])
+  values = jax.jit(jax.vmap(f, (None, 0)))
+  improved = 0
+  for seed in range(50):
+    params, x = random_network(network, seed)
+    box = box_around(x, (.01, .1, .4)[seed % 3])
+    found = bounds(params, box)
+    for looser, tighter in ((0, 1), (0, 2), (1, 3), (2, 3), (3, 4)):
+      assert contains(found[looser], found[tighter], 1e-9)
+    improved += bool(found[4].width.sum() < .9 * found[0].width.sum())
+    assert holds(found[-1], values(params, samples(box, 300, seed)))
+  assert improved > 25
+
+
+def unrolled(params, x, row, boxes):
+  """An independent lower bound of `<row, dense network>`: one `jax.vjp` of it, its ReLUs replaced by lines."""
+  @jax.custom_vjp
+  def relu(z, l, u):
+    return jax.nn.relu(z)
+
+  def backward(ends, g):
+    l, u = ends
+    slope = jnp.where(l >= 0, 1., jnp.where(u <= 0, 0., u / (u - l)))
+    lower = jnp.where(l >= 0, 1., 0.)
+    return jnp.where(g >= 0, g * lower, g * slope), g, jnp.zeros_like(u)
+  relu.defvjp(lambda z, l, u: (relu(z, l, u), (l, u)), backward)
+
+  def network(x, lows, offsets):
+    for (w, b), (_, u), l, offset in zip(params[:-1], boxes, lows, offsets):
+      x = relu(w @ x + b + offset, l, u)
+    return params[-1][0] @ x + params[-1][1]
+  lows, zeros = [l for l, _ in boxes], [jnp.zeros_like(l) for l, _ in boxes]
+  _, pull = jax.vjp(network, x.centre, lows, zeros)
+  at_input, at_relu, at_sum = pull(row)
+  total = jnp.vdot(at_input, x.centre) - jnp.vdot(jnp.abs(at_input), x.radius) + jnp.vdot(row, params[-1][1])
+  for g, pulled, (l, u), (_, b) in zip(at_relu, at_sum, boxes, params):
+    chord = jnp.where((l < 0) & (u > 0), -l * u / (u - l), 0)
+    total += jnp.vdot(jnp.minimum(g, 0), chord) + jnp.vdot(pulled, b)
+  return total
+
+
+def test_the_backward_walk_is_one_vjp_of_the_network():
+  for seed in range(20):
+    params, x = random_network(dense, seed)
+    box = box_around(x, .2)
+    bound, found = crown(functools.partial(dense, activation=jax.nn.relu), lines=tight, intermediates=True)(params, box)
+    boxes = [(b.lower, b.upper) for b in found.bounds.values()]
+    for i in range(2):
+      row = jnp.eye(2)[i]
+      np.testing.assert_allclose(bound.lower[i], unrolled(params, box, row, boxes), rtol=1e-10)
+      np.testing.assert_allclose(bound.upper[i], -unrolled(params, box, -row, boxes), rtol=1e-10)
+
+
+def small(params, x):
+  return dense(params, x, jax.nn.relu)
+
+
+def test_transformations_compose():
+  params, x = random_network(dense, 3)
+  boxes = linf_ball(jnp.stack([x, -x, 2 * x]), .1)
+  for method in (lbp(small), crown(small), crown(small, intermediate='ibp'), crown(small, intermediate='lbp', chunk=2)):
+    batched = jax.jit(jax.vmap(method, (None, 0)))(params, boxes)
+    for i in range(3):
+      one = method(params, Interval(boxes.lower[i], boxes.upper[i]))
+      np.testing.assert_allclose(batched.lower[i], one.lower, rtol=1e-10)
+      np.testing.assert_allclose(batched.upper[i], one.upper, rtol=1e-10)
+
+
+@pytest.mark.parametrize('lines', [tight, adaptive])
+def test_gradients_are_those_of_finite_differences(lines):
+  params, x = random_network(dense, 5)
+  for method in (lbp(small, lines=lines), crown(small, lines=lines), crown(small, intermediate='ibp', lines=lines)):
+    @jax.jit
+    def loss(t, eps, method=method):
+      def moved(a):
+        return a + t * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape)
+      return method(jax.tree.map(moved, params), linf_ball(x, eps)).lower.sum()
+    slopes, d = jax.jit(jax.grad(loss, (0, 1)))(0., .1), 1e-6
+    for slope, (t, e) in zip(slopes, ((d, 0.), (0., d)), strict=True):
+      np.testing.assert_allclose(slope, (loss(t, .1 + e) - loss(-t, .1 - e)) / (2 * d), rtol=1e-4)
+
+
+@pytest.mark.parametrize('eps', [0., .1])
+def test_gradients_are_finite_on_dead_units_and_points(eps):
+  params, x = random_network(dense, 5)
+  dead = [(0 * w, 0 * b - float(i == 1)) for i, (w, b) in enumerate(params)]
+  for method in (lbp(small), crown(small), crown(small, intermediate='lbp')):
+    gradient = jax.jit(jax.grad(lambda p, method=method: method(p, linf_ball(0 * x, eps)).lower.sum()))
+    for weights in (params, dead):
+      slopes = gradient(weights)
+      assert all(np.isfinite(g).all() for g in jax.tree.leaves(slopes))
+
+
+def test_balls_are_bounded_by_dual_norms():
+  w, x = random_network(dense, 1)[0][1][0], jnp.arange(6.)
+  for p, q in ((1., np.inf), (2., 2.), (3., 1.5)):
+    norms = np.linalg.norm(np.asarray(w), q, axis=1)
+    for method in (crown, lbp):
+      bound = method(lambda x: w @ x)(lp_ball(x, .3, p))
+      np.testing.assert_allclose(bound.lower, w @ x - .3 * norms, rtol=1e-10)
+      np.testing.assert_allclose(bound.upper, w @ x + .3 * norms, rtol=1e-10)
+
+
+def test_balls_are_tighter_than_their_hulls_and_sound():
+  params, x = random_network(dense, 2)
+  rng = np.random.default_rng(0)
+  steps = rng.normal(size=(2000, 3))
+  points = x[None] + jnp.asarray(.3 * steps / np.linalg.norm(steps, axis=1, keepdims=True))
+  for method in methods(small)[1:]:
+    ball, box = method(params, lp_ball(x, .3)), method(params, linf_ball(x, .3))
+    assert holds(ball, jax.vmap(small, (None, 0))(params, points))
+    assert float(ball.width.sum()) < .95 * float(box.width.sum())
+
+
+def test_perturbed_weights():
+  params, x = random_network(dense, 4)
+  boxes, found = [tuple(linf_ball(a, .01) for a in params[0]), *params[1:]], []
+  for method in methods(small):
+    found.append(method(boxes, linf_ball(x, .02)))
+  rng = np.random.default_rng(0)
+  signs = [jnp.asarray(rng.choice([-1., 1.], (500, *a.shape))) for a in (*params[0], x)]
+
+  def moved(w, b, s):
+    (first, bias), *rest = params
+    return small([(first + .01 * w, bias + .01 * b), *rest], x + .02 * s)
+  values = jax.vmap(moved)(*signs)
+  assert all(holds(bound, values) for bound in found)
+  assert float(found[-1].width.sum()) < float(found[0].width.sum())
+
+
+def test_rows_are_bounded_as_functionals():
+  params, x = random_network(dense, 6)
+  rows = jnp.array([[1., -1.], [0., 2.], [.5, .5]])
+  box = linf_ball(x, .1)
+  merged = crown(lambda params, x: rows @ small(params, x))(params, box)
+  found = crown(small, rows=rows)(params, box)
+  np.testing.assert_allclose(found.lower, merged.lower, rtol=1e-10)
+  np.testing.assert_allclose(found.upper, merged.upper, rtol=1e-10)
+  with pytest.raises(ValueError, match=r'rows have shape \(3, 3\); for an output of shape \(2,\)'):
+    crown(small, rows=jnp.eye(3))(params, box)
+
+
+def test_intermediate_bounds_go_in_and_come_out():
+  params, x = random_network(dense, 7)
+  box = linf_ball(x, .2)
+  whole, found = crown(small, lines=tight, intermediates=True)(params, box)
+  again = crown(small, intermediate=found, lines=tight)(params, box)
+  np.testing.assert_allclose(again.lower, whole.lower, rtol=1e-12)
+  by_name = crown(small, intermediate='lbp', lines=tight)(params, box)
+  by_method = crown(small, intermediate=lbp, lines=tight)(params, box)
+  np.testing.assert_array_equal(by_name.lower, by_method.lower)
+  first = next(iter(found.bounds))
+  split = Interval(found.bounds[first].lower, jnp.minimum(found.bounds[first].upper, 0))
+  halves = crown(small, intermediate=type(found)(found.bounds | {first: split}), lines=tight)(params, box)
+  assert float(halves.width.sum()) < float(whole.width.sum())
+  with pytest.raises(ValueError, match="intermediate is 'exact'; it is one of crown, ibp, lbp"):
+    crown(small, intermediate='exact')
+  with pytest.raises(ValueError, match="method is 'ibp'; it is one of"):
+    linear_bounds(small, method='ibp')
+
+
+def test_linear_bounds_of_a_network():
+  """They hold at every point, and their range is what the methods return."""
+  params, x = random_network(dense, 8)
+  box = linf_ball(x, .3)
+  points = samples(box, 900)
+  values = jax.vmap(small, (None, 0))(params, points)
+  named = {'crown': crown(small), 'crown-ibp': crown(small, intermediate='ibp'),
+           'crown-lbp': crown(small, intermediate='lbp'), 'lbp': lbp(small, lines=adaptive, elide=False)}
+  for name, method in named.items():
+    bound = linear_bounds(small, method=name)(params, box)
+    assert bound.lower.coeffs[0] is None or not jax.tree.leaves(bound.lower.coeffs[0])
+    assert bound.lower.coeffs[1].shape == (2, 3)
+    lower, upper = (jax.vmap(lambda p, side=side: side(params, p))(points) for side in (bound.lower, bound.upper))
+    assert np.all(inside(Interval(lower, upper), values))
+    total = method(params, box)
+    a = bound.lower.coeffs[1]
+    np.testing.assert_allclose(bound.lower.bias + a @ box.centre - jnp.abs(a) @ box.radius, total.lower, rtol=1e-10)
+
+
+WEIGHTS = [np.random.default_rng(i).normal(size=(5, 3 if i < 3 else 5)) * .45 for i in range(6)]
+
+
+def gru(xs):
+  """The last state of a gated recurrent unit, and the sums of all states."""
+  def step(h, x):
+    a, b, c, d, e, g = map(jnp.asarray, WEIGHTS)
+    reset, update = jax.nn.sigmoid(a @ x + d @ h), jax.nn.sigmoid(b @ x + e @ h)
+    h = (1 - update) * jnp.tanh(c @ x + reset * (g @ h)) + update * h
+    return h, h.sum()
+  return jax.lax.scan(step, jnp.zeros(5), xs)
+
+
+@pytest.mark.parametrize('steps', [1, 20])
+def test_scans_are_walked_through(steps):
+  x = jnp.asarray(np.random.default_rng(9).normal(size=(steps, 3)))
+  for reverse in (False, True):
+    def f(xs, reverse=reverse):
+      return gru(xs[::-1] if reverse else xs)
+    box = linf_ball(x, 1e-3)
+    values = jax.jit(jax.vmap(f))(samples(box, 600))
+    plain = jax.jit(ibp(f))(box)
+    for method in (lbp(f), crown(f, intermediate='ibp'), crown(f, intermediate='lbp')):
+      bound = jax.jit(method)(box)
+      assert holds(bound, values)
+      assert widest_ratio(bound, values) < 4
+      assert steps == 1 or all(float(b.width.sum()) < .3 * float(p.width.sum()) for b, p in zip(bound, plain))
+    bound = jax.jit(linear_bounds(f))(box)
+    for found, value in zip(bound, values, strict=True):
+      ends = Interval(*(jax.vmap(side)(samples(box, 600)) for side in (found.lower, found.upper)))
+      assert np.all(inside(ends, value))
+
+
+def test_scans_over_weights_carries_and_counters():
+  """Perturbed constants, carries that start known, carries of booleans and integers, outputs that are known."""
+  def f(w, x):
+    def step(carry, a):
+      i, seen, h = carry
+      h = jax.nn.relu(w @ h + a) * jnp.where(i > 1, 1., .5)
+      return (i + 1, seen | (h > .3), h), (h, i.astype(h.dtype), jnp.where(seen, h, 0))
+    return jax.lax.scan(step, (0, jnp.zeros(3, bool), jnp.zeros(3)), x, reverse=True)
+  w, x = (jnp.asarray(np.random.default_rng(i).normal(size=s)) for i, s in enumerate([(3, 3), (4, 3)]))
+  boxes = linf_ball(w, .01), linf_ball(x, .02)
+  rng = np.random.default_rng(2)
+  signs = [jnp.asarray(rng.choice([-1., 1.], (300, *a.shape))) for a in (w, x)]
+
+  def states(w, x):
+    (_, _, h), ys = f(w, x)
+    return h, ys
+  values = jax.vmap(lambda s, t: states(w + .01 * s, x + .02 * t))(*signs)
+  for method in (lbp(states), crown(states, intermediate='ibp'), crown(states)):
+    assert holds(jax.jit(method)(*boxes), values)
+
+
+def test_outputs_that_nothing_is_known_of():
+  """Boolean, constant and unperturbed outputs beside others; a program that is a single input."""
+  box = linf_ball(jnp.array([1., -2.]), .5)
+  def f(x):
+    return x, x > 0, jnp.ones(3), jnp.tanh(x)
+  for method in (crown(f), lbp(f), crown(f, lines=constant)):
+    same, positive, known, bent = method(box)
+    np.testing.assert_array_equal(same.lower, box.lower)
+    np.testing.assert_array_equal(positive.upper, [True, False])
+    np.testing.assert_array_equal(known.upper, 1)
+    np.testing.assert_allclose(bent.lower, np.tanh(box.lower), rtol=.1)
+  with pytest.raises(TypeError, match='boolean or does not depend on the sets'):
+    linear_bounds(lambda x: x > 0)(box)
