@@ -158,11 +158,14 @@ class Forward:
     env = Forward(program, inputs, round_outward=self.round_outward).env
     return [env[v.id] for v in program.outputs]
 
+  def operands(self, eqn: Equation) -> list[Any]:
+    """What an equation acts on: boxes without NaN, and arrays."""
+    return [honest(x) if is_set(x) else x for x in (self.env[v.id] for v in eqn.inputs)]
+
   def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
     """The planes of an equation over the boxes of its operands."""
     if id(eqn) not in self.relaxed:
-      operands = [honest(x) if is_set(x) else x for x in (self.env[v.id] for v in eqn.inputs)]
-      self.relaxed[id(eqn)] = relaxations.planes(eqn, operands, lines, self.run)
+      self.relaxed[id(eqn)] = relaxations.planes(eqn, self.operands(eqn), lines, self.run)
     return self.relaxed[id(eqn)]
 
   def _by_rows(self, v: Value) -> Interval:

@@ -171,7 +171,7 @@ class Forms:
     """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
     body, = eqn.bodies
     first, last = loops.parts(eqn)
-    operands = loops.lift([self.forward.env[v.id] for v in eqn.inputs], body.inputs, body)
+    operands = loops.lift(self.forward.operands(eqn), body.inputs, body)
 
     def floats(values, program):
       return [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in values]

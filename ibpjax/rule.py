@@ -61,15 +61,17 @@ class Elementwise:
 
     Outside of the domain it is (-inf, inf); neither it nor its gradient is ever NaN.
     """
-    if self.period is not None and k is None:  # an unbounded box holds every value
+    unknown: Any = False
+    if self.period is not None:  # an unbounded box holds every value
       bounded = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
       x = Interval(jnp.where(bounded, x.lower, -self.period), jnp.where(bounded, x.upper, self.period))
+      unknown = False if k is None else ~bounded & (k != 0)
     x, restore = self.inside(x, known)
     fn = self._tamed(self._extended(fn), known)
     if k is None and self.trend:
       lower, upper = fn(x.lower), fn(x.upper)
       return restore(Interval(lower, upper) if self.trend > 0 else Interval(upper, lower))
-    out = extremes(fn if k is None else lambda v: fn(v) - k * v, x, self._points(x, known, k))
+    out = extremes(fn if k is None else lambda v: fn(v) - along(k, v), x, self._points(x, known, k))
     if self.period is not None:  # points far from 0 are computed less exactly; f is smooth there
       steep = 1 if k is None else 1 + jnp.abs(k)
       off = 4 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
@@ -79,6 +81,8 @@ class Elementwise:
         values = [fn(jnp.asarray(p, x.dtype)) for p in self.stationary]
         out = Interval(jnp.maximum(out.lower, functools.reduce(jnp.minimum, values)),
                        jnp.minimum(out.upper, functools.reduce(jnp.maximum, values)))
+    if unknown is not False:
+      out = Interval(jnp.where(unknown, -jnp.inf, out.lower), jnp.where(unknown, jnp.inf, out.upper))
     return restore(out)
 
   def bends(self, fn: Function, x: Interval, known: Sequence[Any]) -> list[Any]:
@@ -151,6 +155,11 @@ class Elementwise:
     point = self._harmless()
     moved = Interval(jnp.where(valid, x.lower, point), jnp.where(valid, x.upper, point))
     return moved, lambda out: Interval(jnp.where(valid, out.lower, -jnp.inf), jnp.where(valid, out.upper, jnp.inf))
+
+
+def along(k: Any, v: Any) -> Any:
+  """k v, 0 for k = 0 at an infinite v."""
+  return k * jnp.where((k == 0) & ~jnp.isfinite(v), 0, v)
 
 
 def extremes(fn: Function, x: Interval, points: Sequence[Any]) -> Interval:

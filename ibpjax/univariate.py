@@ -23,7 +23,7 @@ from ibpjax.functions import COMPOSED, TABLE
 from ibpjax.graph import Graph
 from ibpjax.interval import Interval
 from ibpjax.program import Equation, Program, Value, evaluate, live, trace
-from ibpjax.rule import Elementwise
+from ibpjax.rule import Elementwise, along
 
 # What may stand between a value and a function of it, each element for itself. A function that
 # jumps has no derivative to rely on; one that branches has it on pieces where each test is certain.
@@ -105,7 +105,8 @@ def _less(y: Interval, k: Any, lower: Any, upper: Any) -> Interval:
   """Bounds of y - k x for x in [lower, upper]."""
   if k is None:
     return y
-  return Interval(y.lower - jnp.maximum(k * lower, k * upper), y.upper - jnp.minimum(k * lower, k * upper))
+  ends = along(k, lower), along(k, upper)
+  return Interval(y.lower - jnp.maximum(*ends), y.upper - jnp.minimum(*ends))
 
 
 def _between(left: Interval, right: Interval, width: Any, slope: Interval, u: float) -> Interval:

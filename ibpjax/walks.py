@@ -35,7 +35,7 @@ def walk(forward: Forward, lines: Lines) -> Walk:
 
 def _carries(eqn: Equation, forward: Forward) -> list[Any]:
   """The boxes of the carry before each step."""
-  return loops.carries(eqn, [forward.env[v.id] for v in eqn.inputs], forward.run)
+  return loops.carries(eqn, forward.operands(eqn), forward.run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ScanRows:
     """A lower bound of sum_i <rows[i], outputs[i]>: rows on the perturbed operands, and an offset."""
     body, = self.eqn.bodies
     first, last = loops.parts(self.eqn)
-    operands = loops.lift([self.forward.env[v.id] for v in self.eqn.inputs], body.inputs, body)
+    operands = loops.lift(self.forward.operands(self.eqn), body.inputs, body)
     dtype = next(row.dtype for row in rows if jnp.issubdtype(row.dtype, jnp.floating))
     moving = [v.id in body.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in body.inputs]
 

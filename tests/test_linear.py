@@ -114,6 +114,26 @@ def methods(f):
   return [ibp(f, elide=True), lbp(f), *(crown(f, intermediate=name, lines=tight) for name in ('ibp', 'lbp', 'crown'))]
 
 
+@pytest.mark.parametrize('f', [jnp.tanh, jax.nn.relu, jax.nn.sigmoid, jnp.sin, jax.nn.softmax, jnp.exp, jnp.square,
+                               lambda x: x * jnp.exp(-x * x), lambda x: x.reshape(2, 3).max(1), jnp.sort,
+                               lambda x: x[:3] * x[3:], lambda x: x[:3] / x[3:], jax.nn.standardize])
+def test_unbounded_values_inside(f):
+  """Boxes with infinite ends inside of a program: bounds hold, are no NaN, and as good as interval bounds."""
+  def g(x):
+    return f(1 / x)  # the real line where x may be 0
+  x = jnp.array([.5, -.2, 1., .1, -2., .3])
+  box = Interval(x - .4, x + .4)
+  points = samples(box, 3000)
+  values = np.asarray(jax.vmap(g)(points))
+  plain = ibp(g)(box)
+  for method in (crown(g, intermediate='ibp'), crown(g), lbp(g)):
+    bound = method(box)
+    assert not np.any(np.isnan(bound.lower) | np.isnan(bound.upper))
+    assert np.all(np.isnan(values) | inside(bound, values))
+    assert np.all(np.isfinite(plain.lower) <= np.isfinite(bound.lower))
+    assert np.all(np.isfinite(plain.upper) <= np.isfinite(bound.upper))
+
+
 @pytest.mark.parametrize('network', NETWORKS)
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 def test_tight_lines_give_the_order_of_theorem_2(network, activation):
