@@ -222,7 +222,7 @@ class Forms:
     flat = jax.vmap(self._range, (1, 1, 0))(a.lower, a.upper, bias)
     return Interval(flat.lower.reshape(shape), flat.upper.reshape(shape))
 
-  def bound_by_rows(self, value: Value, chunk: int | None = None) -> Interval:
+  def bound_by_rows(self, value: Value) -> Interval:
     """Bounds of each element of a value, pulled back through affine equations before forms are put in."""
     back = self.forward.walk
     forms = {j: self.of(v) for j, v in back.ends(value).items()}
@@ -244,7 +244,7 @@ class Forms:
       low, high = (least(coefficients, *way) for way in ways)
       return self._range(low, high, Interval(*(offset + least(bias, *way) for way in ways)))
 
-    flat = over_rows(element, value.size, back.width(), chunk)
+    flat = over_rows(element, value.size, back.width())
     return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
 
 
