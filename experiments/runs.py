@@ -100,9 +100,9 @@ def begin(out: pathlib.Path, config: dict[str, Any]) -> None:
     if differ:
       raise ValueError(f'{out} holds a run with other flags ({"; ".join(differ)}): use these to go on with it, or '
                        'another --out, or delete the folder')
-    used = read_versions(out)
-    if used[-1] != versions():
-      logs.write(path, json.dumps(dict(flags=old, versions=[*used, versions()]), indent=2) + '\n')
+    used, now = read_versions(out), versions()
+    if used[-1] != now:
+      logs.write(path, json.dumps(dict(flags=old, versions=[*used, now]), indent=2) + '\n')
   elif out.exists() and any(p.name != 'config.json.new' for p in out.iterdir()):  # left by a kill
     raise ValueError(f'{out} holds files and is not the folder of a run: use another --out')
   else:

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax import lines as choices
-from ibpjax.ibp import Forward, check_output, honest, ibp
+from ibpjax.ibp import Forward, honest, ibp, opened
 from ibpjax.interval import Intermediates, Interval, validated
 from ibpjax.lines import Lines
-from ibpjax.patterns import grouped
-from ibpjax.program import Program, Value, trace
+from ibpjax.program import Program, Value
 from ibpjax.rows import Dense, Walk, over_rows
 from ibpjax.walks import walk
 
@@ -52,14 +51,11 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
   def bounded(*args, **kwargs):
     args, kwargs = validated(args, kwargs)
     given = given_bounds(f, intermediate, lines, args, kwargs)
-    program, inputs, out_tree = trace(f, args, kwargs)
-    program = grouped(program)
-    for v in program.outputs:
-      check_output(v)
+    program, inputs, out_tree = opened(f, args, kwargs)
     forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
     back = walk(forward, lines)
     if rows is None:
-      found = [bound_output(forward, back, v, chunk) for v in program.outputs]
+      found = [forward.output_by(v, lambda v: back.bound_elements(v, chunk)) for v in program.outputs]
       result = jax.tree.unflatten(out_tree, found)
     else:
       result = _bound_rows(program, back, rows, chunk)
@@ -83,13 +79,6 @@ def given_bounds(f: Callable, intermediate: Any, lines: Lines, args: tuple, kwar
 def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:
   """How full CROWN bounds the operand of a nonlinear operation: by walks from each of its elements."""
   return lambda forward, v: walk(forward, lines).bound_elements(v, chunk)
-
-
-def bound_output(forward: Forward, back: Walk, v: Value, chunk: int | None) -> Interval:
-  """The bounds of an output of a program."""
-  if v.id not in forward.program.perturbed or v.dtype == jnp.bool_ or v.id in forward.exact:
-    return forward.output(v, elide=False)
-  return honest(forward.tightened(v, back.bound_elements(v, chunk)), v.id in forward.masked)
 
 
 def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> Interval:

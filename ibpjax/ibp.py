@@ -57,10 +57,7 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
     # Certificates assume products of full precision: GPUs and TPUs multiply float32 in less by default.
     with jax.default_matmul_precision('highest') if round_outward else contextlib.nullcontext():
       args, kwargs = validated(args, kwargs)
-      program, inputs, out_tree = trace(f, args, kwargs)
-      program = grouped(program)
-      for v in program.outputs:
-        check_output(v)
+      program, inputs, out_tree = opened(f, args, kwargs)
       forward = Forward(program, inputs, intermediate, round_outward)
       result = jax.tree.unflatten(out_tree, [forward.output(v, elide) for v in program.outputs])
     return (result, forward.intermediates()) if intermediates else result
@@ -191,10 +188,24 @@ class Forward:
       x = self._by_rows(v)
     return honest(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
 
+  def output_by(self, v: Value, bound: Callable[[Value], Interval]) -> Interval:
+    """The bounds of an output that another method finds, where it may know more than interval arithmetic."""
+    if v.id not in self.program.perturbed or v.dtype == jnp.bool_ or v.id in self.exact:
+      return self.output(v, elide=False)
+    return honest(self.tightened(v, bound(v)), v.id in self.masked)
+
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
     return Intermediates({i: honest(self.env[i]) for i in self.wanted},
                          tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
+
+
+def opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
+  """`f` as a program that every method bounds, groups of equations as one; its inputs; the tree of its result."""
+  program, inputs, out_tree = trace(f, args, kwargs)
+  for v in program.outputs:
+    _check_output(v)
+  return grouped(program), inputs, out_tree
 
 
 def honest(x: Interval, masked: bool = False) -> Interval:
@@ -214,8 +225,7 @@ def _accepted(x: Interval, v: Value) -> Interval:
   return Interval(x.lower.astype(v.dtype), x.upper.astype(v.dtype))
 
 
-def check_output(v: Value) -> None:
-  """Raises for an output that has no bounds."""
+def _check_output(v: Value) -> None:
   if not (jnp.issubdtype(v.dtype, jnp.floating) or v.dtype == jnp.bool_):
     raise TypeError(f'the function returns {v.dtype}{list(v.shape)}; only floats (and comparisons) have bounds. '
                     'Return the scores and not their argmax, or leave this output out')

@@ -14,11 +14,10 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops
 from ibpjax import lines as choices
-from ibpjax.ibp import Forward, check_output, honest
+from ibpjax.ibp import Forward, opened
 from ibpjax.interval import Interval, pytree, validated
 from ibpjax.lines import Lines
-from ibpjax.patterns import grouped
-from ibpjax.program import Equation, Value, trace
+from ibpjax.program import Equation, Value
 from ibpjax.rows import Dense, over_rows
 
 
@@ -57,25 +56,14 @@ def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, interm
   """
   def bounded(*args, **kwargs):
     args, kwargs = validated(args, kwargs)
-    program, inputs, out_tree = trace(f, args, kwargs)
-    program = grouped(program)
-    for v in program.outputs:
-      check_output(v)
+    program, inputs, out_tree = opened(f, args, kwargs)
     forms: dict[int, Form] = {}
     forward = Forward(program, inputs, tighten=lambda forward, v: Forms(forward, lines, forms).bound_elements(v))
     last = Forms(forward, lines, forms)
-    found = [_output(last, v, elide) for v in program.outputs]
+    found = [forward.output_by(v, last.bound_by_rows if elide else last.bound_elements) for v in program.outputs]
     result = jax.tree.unflatten(out_tree, found)
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
-
-
-def _output(forms: Forms, v: Value, elide: bool) -> Interval:
-  forward = forms.forward
-  if v.id not in forward.program.perturbed or v.dtype == jnp.bool_ or v.id in forward.exact:
-    return forward.output(v, elide=False)
-  x = forms.bound_by_rows(v) if elide else forms.bound_elements(v)
-  return honest(forward.tightened(v, x), v.id in forward.masked)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 
 from ibpjax import lines as choices
 from ibpjax.crown import given_bounds, tightener
-from ibpjax.ibp import Forward, check_output
+from ibpjax.ibp import Forward, opened
 from ibpjax.interval import is_set, pytree, validated
 from ibpjax.lbp import Forms
 from ibpjax.lines import Lines
-from ibpjax.patterns import grouped
-from ibpjax.program import Value, trace
+from ibpjax.program import Value
 from ibpjax.rows import Dense, over_rows
 from ibpjax.walks import walk
 
@@ -67,10 +66,7 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = choices.
   def bounded(*args):
     args, _ = validated(args, {})
     given = given_bounds(f, methods[method], lines, args, {})
-    program, inputs, out_tree = trace(f, args, {})
-    program = grouped(program)
-    for v in program.outputs:
-      check_output(v)
+    program, inputs, out_tree = opened(f, args, {})
     forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
     perturbed = [v for v in program.inputs if v.id in program.perturbed]
 
