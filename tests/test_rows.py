@@ -171,7 +171,7 @@ def test_lines_of_any_slope_enclose_the_function(name):
   case = ELEMENTWISE[name]
   rng = np.random.default_rng(3)
 
-  def wild(fn, l, u):
+  def wild(fn, l, u, points):
     return tuple(jnp.asarray(rng.normal(size=l.shape) * 3) for _ in range(2))
 
   for choice in (constant, tight, adaptive, wild):
