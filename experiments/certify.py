@@ -28,7 +28,8 @@ from ibpjax.verification.report import radius_text
 FLAGS = flags.FLAGS
 flags.DEFINE_string('run', 'runs/digits', 'Folder of a trained run.')
 define_radii('eps', None, 'Radii to certify, in the units of pixels in [0, 1]; the default is the one of the curves.')
-flags.DEFINE_list('methods', list(METHODS), 'How bounds are computed, from cheap to tight.')
+flags.DEFINE_list('methods', ['ibp', 'crown-ibp'],
+                  f'How bounds are computed, from cheap to tight, each on what is left: {", ".join(METHODS)}.')
 flags.DEFINE_list('pgd', ['40x1', '200x10'], 'STEPSxRESTARTS of each attack: the first on all examples, the others on '
                                              'those that are neither verified nor broken.')
 flags.DEFINE_integer('batch_size', 500, 'Examples in a batch; the later methods and attacks take eighths of it.', 1)

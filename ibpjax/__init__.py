@@ -11,7 +11,7 @@ from ibpjax.lines import adaptive, constant, tight
 from ibpjax.margins import batched, margins
 from ibpjax.verification.certify import Certificate, certify
 
-METHODS['lbp'] = lbp
+METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 
 __all__ = [
     'Affine', 'Certificate', 'Elementwise', 'Intermediates', 'Interval', 'LinearBounds', 'LpBall', '__version__',

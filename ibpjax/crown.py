@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax import lines as choices
-from ibpjax.ibp import Forward, honest, ibp, opened
+from ibpjax.ibp import Forward, honest, ibp, opened, precise
 from ibpjax.interval import Intermediates, Interval, validated
 from ibpjax.lines import Lines
 from ibpjax.program import Program, Value
 from ibpjax.rows import Dense, Walk, over_rows
 from ibpjax.walks import walk
 
-# How bounds of intermediate values are computed, by name: transformations that can return them.
-METHODS: dict[str, Callable[..., Callable]] = {'ibp': ibp}
+# How bounds of intermediate values are computed, by name: transformations that can return them, and their options.
+METHODS: dict[str, tuple[Callable[..., Callable], tuple[str, ...]]] = {'ibp': (ibp, ('round_outward',))}
 
 
 def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown', lines: Lines = choices.adaptive,
-          rows: Any = None, chunk: int | None = None, intermediates: bool = False) -> Callable:
+          rows: Any = None, chunk: int | None = None, intermediates: bool = False, intersect: bool = False,
+          round_outward: bool = False) -> Callable:
   """CROWN: bounds of `f` by linear functions of its inputs, found walking backwards through `f`.
 
   The returned function takes the arguments of `f` with Intervals or LpBalls in the place of
@@ -36,8 +37,11 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
     lines: the choice of slopes: `tight`, `adaptive`, `constant`, or a function like these.
     rows: (n, *out.shape), linear functionals of the one output of `f` to bound instead of its
       elements; the result is an Interval of shape (n,).
-    chunk: rows that are worked on at a time; default so many that they fit in 256 MiB.
+    chunk: rows that are worked on at a time; default as many as stay in the caches of a CPU, or fill an accelerator.
     intermediates: also return the bounds of the operands of nonlinear operations: (bounds, Intermediates).
+    intersect: intersect every bound with that of interval arithmetic on the bounds before it.
+    round_outward: allow for rounding, so that the bounds hold for the exact and for the computed `f` (see
+      `errors`). Then loops and composites (softmax, normalisation) are bounded by their boxes.
 
   Raises:
     NotImplementedError, TypeError, ValueError: as `ibp`; and where `rows` do not fit the output.
@@ -49,31 +53,41 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
                      'transformation that returns them')
 
   def bounded(*args, **kwargs):
-    args, kwargs = validated(args, kwargs)
-    given = given_bounds(f, intermediate, lines, args, kwargs)
-    program, inputs, out_tree = opened(f, args, kwargs)
-    forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
-    back = walk(forward, lines)
-    if rows is None:
-      found = [forward.output_by(v, lambda v: back.bound_elements(v, chunk)) for v in program.outputs]
-      result = jax.tree.unflatten(out_tree, found)
-    else:
-      result = _bound_rows(program, back, rows, chunk)
+    with precise(round_outward):
+      args, kwargs = validated(args, kwargs)
+      given = given_bounds(f, intermediate, dict(lines=lines, intersect=intersect, round_outward=round_outward), args,
+                           kwargs)
+      program, inputs, out_tree = opened(f, args, kwargs)
+      forward = Forward(program, inputs, given, round_outward, tightener(lines, chunk) if given is None else None,
+                        intersect=intersect)
+      back = walk(forward, lines)
+      if rows is None:
+        found = [forward.output_by(v, lambda v: back.bound_elements(v, chunk)) for v in program.outputs]
+        result = jax.tree.unflatten(out_tree, found)
+      else:
+        result = _bound_rows(program, back, rows, chunk)
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
-def given_bounds(f: Callable, intermediate: Any, lines: Lines, args: tuple, kwargs: dict) -> Intermediates | None:
-  """The bounds of intermediate values that another method finds; None where walks of their own do."""
+def given_bounds(f: Callable, intermediate: Any, options: dict[str, Any], args: tuple,
+                 kwargs: dict) -> Intermediates | None:
+  """The bounds of intermediate values that another method finds; None where walks of their own do.
+
+  Args:
+    f: the function.
+    intermediate: as in `crown`.
+    options: arguments for the method, if it is given by its name and takes them.
+    args, kwargs: the arguments of `f`.
+  """
   if isinstance(intermediate, Intermediates):
     return intermediate
   if intermediate == 'crown':
     return None
-  if not isinstance(intermediate, str):
-    method = intermediate
-  else:
-    method = METHODS[intermediate] if intermediate == 'ibp' else functools.partial(METHODS[intermediate], lines=lines)
-  return method(f, intermediates=True)(*args, **kwargs)[1]
+  if isinstance(intermediate, str):
+    method, taken = METHODS[intermediate]
+    return method(f, intermediates=True, **{name: options[name] for name in taken})(*args, **kwargs)[1]
+  return intermediate(f, intermediates=True)(*args, **kwargs)[1]
 
 
 def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:

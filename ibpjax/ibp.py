@@ -13,6 +13,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops, nonlinear, relaxations, rounding
 from ibpjax.elementwise import image as elementwise_image
+from ibpjax.errors import Errors, certain
 from ibpjax.exact import Exact
 from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validated
 from ibpjax.lines import Lines
@@ -54,8 +55,7 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
   Source: Gowal et al. 2018; elision: Lyu et al. 2021, section 5.1 of the supplement.
   """
   def bounded(*args, **kwargs):
-    # Certificates assume products of full precision: GPUs and TPUs multiply float32 in less by default.
-    with jax.default_matmul_precision('highest') if round_outward else contextlib.nullcontext():
+    with precise(round_outward):
       args, kwargs = validated(args, kwargs)
       program, inputs, out_tree = opened(f, args, kwargs)
       forward = Forward(program, inputs, intermediate, round_outward)
@@ -87,14 +87,15 @@ class Forward:
 
   def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
                round_outward: bool = False, tighten: Callable[[Forward, Value], Interval] | None = None,
-               related: bool = False):
+               related: bool = False, intersect: bool = False):
     self.program = program
     self.round_outward = round_outward
+    self.intersect = intersect
     self.tighten = tighten
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
     hull = rounding.rounded_hull if round_outward else lambda ball: ball.hull
     self.env = program.environment([hull(x) if isinstance(x, LpBall) else x for x in inputs])
-    self.walk = Walk(program, self.env, balls)
+    self.walk = Walk(program, self.env, balls, errors=Errors(program, self.env, {}) if round_outward else None)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
     self.exact = Exact(program, {v.id for v in program.inputs} if related else balls)
     self.relaxed: dict[int, Planes | None] = {}  # by equation, what linear methods have computed once for all rows
@@ -121,9 +122,9 @@ class Forward:
                 and jnp.issubdtype(v.dtype, jnp.floating)):
         self.wanted[v.id] = eqn
         if v.id in given:
-          env[v.id] = _accepted(given[v.id], v)
+          env[v.id] = self._met(v, _accepted(given[v.id], v))
         elif self.tighten is not None and v.id not in self.exact:
-          env[v.id] = self.tightened(v, self.tighten(self, v))
+          env[v.id] = self._met(v, self.tightened(v, self.tighten(self, v)))
         elif v.id in self.near_balls and v.id not in self.walk.balls:
           env[v.id] = self._by_rows(v)
     operands = [env[v.id] for v in eqn.inputs]
@@ -160,18 +161,16 @@ class Forward:
     return [honest(x) if is_set(x) else x for x in (self.env[v.id] for v in eqn.inputs)]
 
   def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
-    """The planes of an equation over the boxes of its operands."""
+    """The planes of an equation over the boxes of its operands; None where these are those of its own box."""
     if id(eqn) not in self.relaxed:
-      self.relaxed[id(eqn)] = relaxations.planes(eqn, self.operands(eqn), lines, self.run)
+      u = rounding.unit(eqn) if self.round_outward else 0.
+      known = not self.round_outward or certain(eqn)
+      self.relaxed[id(eqn)] = relaxations.planes(eqn, self.operands(eqn), lines, self.run, u) if known else None
     return self.relaxed[id(eqn)]
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
-    x = self.walk.bound_elements(v)
-    if self.round_outward:
-      slack = rounding.allowance(self.program, self.env | self.walk.balls, v)
-      x = Interval(x.lower - slack, x.upper + slack)
-    return self.tightened(v, x)
+    return self.tightened(v, self.walk.bound_elements(v))
 
   def tightened(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, with the known infinite elements that it may have."""
@@ -180,6 +179,11 @@ class Forward:
     x, box = honest(x), self.env[v.id]
     known = jnp.isinf(box.lower) & (box.lower == box.upper)
     return Interval(jnp.where(known, box.lower, x.lower), jnp.where(known, box.upper, x.upper))
+
+  def _met(self, v: Value, x: Interval) -> Interval:
+    """Bounds found for a value, intersected with those of interval arithmetic if the run does that."""
+    box = self.env[v.id]
+    return Interval(jnp.fmax(x.lower, box.lower), jnp.fmin(x.upper, box.upper)) if self.intersect else x
 
   def output(self, v: Value, elide: bool) -> Interval:
     """The bounds of an output; what overflowed or turned into NaN is unbounded."""
@@ -192,12 +196,22 @@ class Forward:
     """The bounds of an output that another method finds, where it may know more than interval arithmetic."""
     if v.id not in self.program.perturbed or v.dtype == jnp.bool_ or v.id in self.exact:
       return self.output(v, elide=False)
-    return honest(self.tightened(v, bound(v)), v.id in self.masked)
+    if self.intersect:
+      self.env[v.id] = self._by_rows(v)
+    return honest(self._met(v, self.tightened(v, bound(v))), v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
     return Intermediates({i: honest(self.env[i]) for i in self.wanted},
                          tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
+
+
+def precise(round_outward: bool) -> contextlib.AbstractContextManager:
+  """The context that bounds are computed in. Certificates assume products of full precision.
+
+  GPUs and TPUs multiply float32 in less by default.
+  """
+  return jax.default_matmul_precision('highest') if round_outward else contextlib.nullcontext()
 
 
 def opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:

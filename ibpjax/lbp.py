@@ -14,11 +14,13 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops
 from ibpjax import lines as choices
-from ibpjax.ibp import Forward, opened
+from ibpjax.errors import of_affine, of_planes
+from ibpjax.ibp import Forward, opened, precise
 from ibpjax.interval import Interval, pytree, validated
 from ibpjax.lines import Lines
 from ibpjax.program import Equation, Value
-from ibpjax.rows import Dense, over_rows
+from ibpjax.rounding import SUMS, gamma, magnitude, roundings
+from ibpjax.rows import Dense, dense, over_rows
 
 
 @pytree
@@ -34,7 +36,8 @@ class Form:
   bias: Interval
 
 
-def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, intermediates: bool = False) -> Callable:
+def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, intermediates: bool = False,
+        intersect: bool = False, round_outward: bool = False) -> Callable:
   """LBP: bounds of `f` by linear functions of its inputs, carried forward through `f` in one pass.
 
   The returned function takes the arguments of `f` with Intervals or LpBalls in the place of
@@ -48,6 +51,7 @@ def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, interm
     elide: bound the outputs by pulling them back through the affine operations at the end of `f`
       before linear functions are put in, so that a margin merges with the last layer.
     intermediates: also return the bounds of the operands of nonlinear operations: (bounds, Intermediates).
+    intersect, round_outward: as in `crown`.
 
   Raises:
     NotImplementedError, TypeError, ValueError: as `ibp`.
@@ -55,13 +59,15 @@ def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, interm
   Source: Lyu et al. 2021, section 3.2 (LBP is Relaxed-CROWN-1).
   """
   def bounded(*args, **kwargs):
-    args, kwargs = validated(args, kwargs)
-    program, inputs, out_tree = opened(f, args, kwargs)
-    forms: dict[int, Form] = {}
-    forward = Forward(program, inputs, tighten=lambda forward, v: Forms(forward, lines, forms).bound_elements(v))
-    last = Forms(forward, lines, forms)
-    found = [forward.output_by(v, last.bound_by_rows if elide else last.bound_elements) for v in program.outputs]
-    result = jax.tree.unflatten(out_tree, found)
+    with precise(round_outward):
+      args, kwargs = validated(args, kwargs)
+      program, inputs, out_tree = opened(f, args, kwargs)
+      forms: dict[int, Form] = {}
+      forward = Forward(program, inputs, None, round_outward, intersect=intersect,
+                        tighten=lambda forward, v: Forms(forward, lines, forms).bound_elements(v))
+      last = Forms(forward, lines, forms)
+      found = [forward.output_by(v, last.bound_by_rows if elide else last.bound_elements) for v in program.outputs]
+      result = jax.tree.unflatten(out_tree, found)
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
@@ -134,7 +140,7 @@ class Forms:
       return
     operands = [env[v.id] for v in eqn.inputs]
     linear = affine.is_affine(eqn, flags)
-    if eqn.key is P.scan_p and self.lines is not choices.constant:
+    if eqn.key is P.scan_p and self.lines is not choices.constant and not self.forward.round_outward:
       self._scan(eqn)
       return
     planes = None if linear or self.lines is choices.constant else self.forward.planes(eqn, self.lines)
@@ -152,8 +158,29 @@ class Forms:
       bias = planes.push([f.bias for f in own])
       biases = [Interval(bias.lower + planes.low, bias.upper + planes.high)]
       coefficients = [jax.vmap(lambda *xs: planes.push(xs))(*(f.coefficients for f in own))]
+    error = self._error(eqn, planes, operands, forms)
     for v, a, b in zip(eqn.outputs, coefficients, biases, strict=True):
+      if error is not None:
+        b = Interval(b.lower - error, b.upper + error)
       self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), Form(a, b))
+
+  def _error(self, eqn: Equation, planes: Any, operands: list[Any], forms: list[Form | None]) -> Any:
+    """How far rounding may move the forms of the one output of an equation, and the output; None where it does not."""
+    if self.forward.walk.errors is None or (planes is None and eqn.key not in SUMS):
+      return None
+    sizes = [magnitude(x) if f is None else self._size(f) for x, f in zip(operands, forms)]
+    v = eqn.outputs[0]
+    if planes is None:
+      error = of_affine(eqn, sizes)
+    else:
+      error = of_planes(eqn, planes, operands, sizes, self.forward.env[v.id], 8)
+    reach = sum(jnp.sum(magnitude(self.root.forward.env[x.id])) for x in self.inputs)
+    return error + sum(roundings(eqn)) * jnp.finfo(v.dtype).tiny * (1 + reach)  # what is too small to be kept
+
+  def _size(self, form: Form) -> Any:
+    """What the absolute values of the terms of a form sum to: an array of the shape of the value."""
+    reach = jnp.concatenate([magnitude(self.root.forward.env[v.id]).ravel() for v in self.inputs])
+    return jnp.tensordot(reach, magnitude(form.coefficients), 1) + magnitude(form.bias)
 
   def _scan(self, eqn: Equation) -> None:
     """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
@@ -190,13 +217,11 @@ class Forms:
     for v, x in zip(eqn.outputs, [*carry, *_scanned_axis(ys, 0, 1)], strict=True):
       self.made[v.id] = x if isinstance(x, Form) else self._box(v)
 
-  def _range(self, low: Any, high: Any, bias: Interval) -> Interval:
-    """The range over the inputs of what lies between two affine functions, of coefficients (inputs,)."""
-    def rows(a):
-      parts = jnp.split(a, np.cumsum([v.size for v in self.inputs])[:-1])
-      return {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
-    walk = self.root.forward.walk
-    return Interval(walk.concretise(rows(low), bias.lower).lower, walk.concretise(rows(high), bias.upper).upper)
+  def _least(self, a: Any, bias: Any) -> Any:
+    """The least of an affine function of the inputs, of coefficients (inputs,)."""
+    parts = jnp.split(a, np.cumsum([v.size for v in self.inputs])[:-1])
+    rows = {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
+    return self.root.forward.walk.concretise(rows, bias).lower
 
   def bound_elements(self, value: Value) -> Interval:
     """Bounds of each element of a value."""
@@ -207,31 +232,31 @@ class Forms:
     shape = form.bias.shape
     a, bias = (jax.tree.map(lambda x: x.reshape(*x.shape[:x.ndim - len(shape)], -1), x)
                for x in (form.coefficients, form.bias))
-    flat = jax.vmap(self._range, (1, 1, 0))(a.lower, a.upper, bias)
-    return Interval(flat.lower.reshape(shape), flat.upper.reshape(shape))
+    least = jax.vmap(self._least, (1, 0))
+    return Interval(least(a.lower, bias.lower).reshape(shape), -least(-a.upper, -bias.upper).reshape(shape))
 
   def bound_by_rows(self, value: Value) -> Interval:
     """Bounds of each element of a value, pulled back through affine equations before forms are put in."""
     back = self.forward.walk
     forms = {j: self.of(v) for j, v in back.ends(value).items()}
+    sizes = {j: self._size(form) for j, form in forms.items()} if back.errors is not None else {}
+
+    def least(i, sign):
+      hot = sign * (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape)
+      ends, bias = back.back({value.id: Dense(hot)})
+      total = jnp.zeros((sum(v.size for v in self.inputs),), value.dtype)
+      for j, row in ends.items():
+        a, form = dense(row), forms[j]
+        for part, end in ((jnp.maximum(a, 0), 'lower'), (jnp.minimum(a, 0), 'upper')):
+          total += jnp.tensordot(getattr(form.coefficients, end), part, part.ndim).astype(value.dtype)
+          bias += affine.dot(part, getattr(form.bias, end)).astype(bias.dtype)
+        if back.errors is not None:
+          u = float(jnp.finfo(a.dtype).eps) / 2
+          bias -= 2 * gamma(a.size + back.errors.steps, u) * affine.dot(jnp.abs(a), sizes[j]).astype(bias.dtype)
+      return self._least(total, bias)
 
     def element(i):
-      hot = (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape)
-      ends, offset = back.back({value.id: Dense(hot)})
-
-      def least(of, lower, upper):  # of the functions below, or with the names of the ends changed, of those above
-        total = [jnp.asarray(0., value.dtype)]
-        for j, row in ends.items():
-          a = row.coefficients
-          for part, end in ((jnp.maximum(a, 0), lower), (jnp.minimum(a, 0), upper)):
-            total.append(of(part, forms[j], end))
-        return sum(total)
-      coefficients = lambda part, form, end: jnp.tensordot(getattr(form.coefficients, end), part, part.ndim)
-      bias = lambda part, form, end: affine.dot(part, getattr(form.bias, end))
-      ways = ('lower', 'upper'), ('upper', 'lower')
-      low, high = (least(coefficients, *way) for way in ways)
-      return self._range(low, high, Interval(*(offset + least(bias, *way) for way in ways)))
-
+      return Interval(least(i, 1), -least(i, -1))
     flat = over_rows(element, value.size, back.width())
     return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
 

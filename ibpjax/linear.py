@@ -65,7 +65,7 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = choices.
 
   def bounded(*args):
     args, _ = validated(args, {})
-    given = given_bounds(f, methods[method], lines, args, {})
+    given = given_bounds(f, methods[method], dict(lines=lines, intersect=False, round_outward=False), args, {})
     program, inputs, out_tree = opened(f, args, {})
     forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
     perturbed = [v for v in program.inputs if v.id in program.perturbed]

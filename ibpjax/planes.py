@@ -68,6 +68,10 @@ class Slopes(Planes):
   below: tuple[Any, ...]
   above: tuple[Any, ...]
 
+  def at(self, cut: Callable[[Any], Any]) -> Slopes:
+    """The planes of some elements, which `cut` takes out of an array of the shape of the result."""
+    return Slopes(*jax.tree.map(cut, (self.low, self.high, self.below, self.above)))
+
   def pull(self, up: Any, down: Any) -> list[Any]:
     return [up * b + down * a for b, a in zip(self.below, self.above)]
 

@@ -27,7 +27,8 @@ from ibpjax.reductions import times
 from ibpjax.univariate import Bounds, Univariate
 
 
-def planes(eqn: Equation, operands: Sequence[Any], lines: Lines, bounds: Bounds) -> Planes | None:
+def planes(eqn: Equation, operands: Sequence[Any], lines: Lines, bounds: Bounds,
+           u: float) -> Planes | None:
   """Planes of an equation over boxes, or None: those of slope 0.
 
   Args:
@@ -35,6 +36,7 @@ def planes(eqn: Equation, operands: Sequence[Any], lines: Lines, bounds: Bounds)
     operands: its operands, Intervals where perturbed.
     lines: the choice of slopes of elementwise functions.
     bounds: computes the bounds of a program by interval arithmetic.
+    u: the unit roundoff that functions of one value allow for, 0 for planes in exact arithmetic.
   """
   if len(eqn.outputs) != 1 or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating) or eqn.bodies:
     return None
@@ -43,7 +45,7 @@ def planes(eqn: Equation, operands: Sequence[Any], lines: Lines, bounds: Bounds)
   if isinstance(eqn.key, Composite):
     return _linearised(eqn.key, operands)
   if isinstance(eqn.key, Univariate):
-    return _of_one_value(eqn.key, operands, lines, bounds)
+    return _of_one_value(eqn.key, operands, lines, bounds, u)
   rule = TABLE.get(eqn.key)
   if rule is not None and (found := rule(eqn, operands, lines)) is not None:
     return found
@@ -58,12 +60,12 @@ def _lines(below: tuple[Any, Any], above: tuple[Any, Any]) -> Slopes:
   return Slopes(below[1], above[1], (below[0],), (above[0],))
 
 
-def _of_one_value(key: Univariate, operands: Sequence[Any], lines: Lines, bounds: Bounds) -> Slopes:
+def _of_one_value(key: Univariate, operands: Sequence[Any], lines: Lines, bounds: Bounds, u: float) -> Slopes:
   """Lines around a function of one value."""
   x, *known = operands
   def fn(v):
     return evaluate(key.body, [v, *known])[0]
-  return _lines(*best_lines(x, lines(fn, x.lower, x.upper, ()), key.tilted(operands, bounds, 0.)))
+  return _lines(*best_lines(x, lines(fn, x.lower, x.upper, ()), key.tilted(operands, bounds, u)))
 
 
 def _linearised(key: Composite, operands: Sequence[Any]) -> Maps | None:

@@ -10,7 +10,7 @@ are taken as computed: a bound holds for the function of these values.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,15 +21,15 @@ from jax.extend.core import primitives as P
 from ibpjax import affine, nonlinear, reductions
 from ibpjax.composites import Composite
 from ibpjax.elementwise import row
-from ibpjax.interval import Interval, LpBall, as_interval, is_set
-from ibpjax.program import Equation, Program, Value, rebind
+from ibpjax.interval import Interval, LpBall, as_interval
+from ibpjax.program import Equation
 
 # Affine operations that round; the other affine ones only move data.
-_SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p,
+SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p,
                    P.scatter_add_p, lax.scatter_sub_p}) | affine.WEIGHTED
 # What returns one of its arguments, up to sign, or is a rounding by definition (casts).
 _EXACT = (affine.INCREASING | nonlinear.MONOTONE | {P.max_p, P.min_p, P.abs_p, P.neg_p, P.select_n_p, P.stop_gradient_p,
-                                                    P.convert_element_type_p, P.sort_p, P.top_k_p, P.scatter_p}) - _SUMS
+                                                    P.convert_element_type_p, P.sort_p, P.top_k_p, P.scatter_p}) - SUMS
 # Products of many factors: one rounding each.
 _PRODUCTS = frozenset({P.reduce_prod_p, P.cumprod_p, P.scatter_mul_p})
 
@@ -102,7 +102,7 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
   if eqn.bodies or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
     return step(eqn, operands)  # loops widen inside; comparisons are exact
   u = unit(eqn)
-  if eqn.key in _SUMS:
+  if eqn.key in SUMS:
     terms, _ = roundings(eqn)
     if eqn.primitive in (P.scatter_add_p, lax.scatter_sub_p):  # what is added to counts among the terms, known or not
       operands = [as_interval(x) if jnp.issubdtype(v.dtype, jnp.floating) else x for x, v in zip(operands, eqn.inputs)]
@@ -134,48 +134,7 @@ def magnitude(x: Any) -> Any:
   if isinstance(x, LpBall):
     return jnp.abs(x.centre) + x.eps
   if isinstance(x, Interval):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x.upper
     return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) + jnp.finfo(x.dtype).tiny
   return jnp.abs(x) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else x
-
-
-def _magnitudes(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
-  """The sum of the absolute values of all terms of an affine equation."""
-  match eqn.primitive:
-    case P.sub_p:
-      return [operands[0] + operands[1]]
-    case P.neg_p:
-      return [operands[0]]
-  return rebind(eqn, *operands)
-
-
-def allowance(program: Program, env: dict[int, Any], value: Value) -> Any:
-  """How far rounding may move bounds of `value` that come from rows pulled back to nonlinear values.
-
-  The bound is a sum of products of coefficients and ends of boxes. Its terms are those of the
-  forward computation, so that their absolute values sum to a forward pass on magnitudes,
-  and each term is rounded at most N times on the way, whatever the order.
-
-  Args:
-    program: the program.
-    env: value id -> array or set, for all values before `value`.
-    value: what is bounded.
-
-  Returns:
-    array of the shape of `value`, >= 0.
-  """
-  flags = {id(e): [v.id in program.perturbed for v in e.inputs] for e in program.equations}
-  needed, tail = {value.id}, []
-  for eqn in reversed(program.equations):
-    if any(v.id in needed for v in eqn.outputs) and affine.is_affine(eqn, flags[id(eqn)]):
-      tail.append(eqn)
-      needed |= {v.id for v in eqn.inputs}
-  produced: dict[int, Any] = {}
-  count, u = 4, float(jnp.finfo(value.dtype).eps) / 2
-  for eqn in reversed(tail):
-    operands = [produced[v.id] if v.id in produced else magnitude(env[v.id]) for v in eqn.inputs]
-    count += sum(roundings(eqn)) + 2 * len(eqn.inputs)
-    count += sum(v.size for v in eqn.inputs if v.id not in produced and is_set(env[v.id]))  # the final dot product
-    u = max(u, unit(eqn))
-    produced |= zip((v.id for v in eqn.outputs), _magnitudes(eqn, operands), strict=True)
-  total = produced[value.id] if value.id in produced else magnitude(env[value.id])
-  return 4 * gamma(count, u) * total + count * jnp.finfo(value.dtype).tiny

@@ -1,22 +1,25 @@
 """Rows: linear functionals of a value, pulled back through the affine part of a program.
 
-A row is what a linear method carries: one coefficient per element of a value. Here rows are
-dense arrays; a sparser form is a class with the same three operations (add, pull back,
-concretise), invisible to the methods.
+A row is what a linear method carries: one coefficient per element of a value, or per element of
+the window of it that the functional rests on. Which of the two is invisible to the methods.
 """
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibpjax import affine
+from ibpjax import affine, windows
+from ibpjax.errors import Errors
 from ibpjax.interval import Interval, LpBall, pytree
+from ibpjax.planes import Slopes
 from ibpjax.program import Equation, Program, Value
+from ibpjax.rounding import gamma, magnitude
+from ibpjax.windows import Span, Window
 
 
 @pytree
@@ -24,17 +27,31 @@ class Dense:
   """A linear functional with one stored coefficient for each element of its value."""
   coefficients: Any
 
-  def __add__(self, other: Dense) -> Dense:
-    return Dense(self.coefficients + other.coefficients)
 
-  def concretise(self, x: Interval | LpBall) -> tuple[Any, Any]:
-    """(centre, radius) of the functional over a set, by the dual norm (Lyu et al. 2021, 1.1)."""
-    a = self.coefficients
-    if isinstance(x, LpBall):
-      q = np.inf if x.p == 1 else x.p / (x.p - 1)
-      return jnp.vdot(a, x.centre), x.eps * _norm(a, q)
-    centre, radius = affine.centre_radius(x)
-    return jnp.vdot(a, centre), affine.dot(jnp.abs(a), radius)
+Row = Dense | Window
+
+
+def dense(row: Row) -> Any:
+  """The coefficients of a functional for all elements of its value."""
+  return row.dense() if isinstance(row, Window) else row.coefficients
+
+
+def add(row: Row, other: Row) -> Row:
+  """The sum of two functionals of the same value."""
+  if isinstance(row, Window) and isinstance(other, Window) and (total := row.joined(other)) is not None:
+    return total
+  return Dense(dense(row) + dense(other))
+
+
+def concretise(row: Row, x: Interval | LpBall) -> tuple[Any, Any]:
+  """(centre, radius) of a functional over a set, by the dual norm (Lyu et al. 2021, 1.1)."""
+  a = row.coefficients
+  cut = row.cut if isinstance(row, Window) else lambda array: array
+  if isinstance(x, LpBall):
+    q = np.inf if x.p == 1 else x.p / (x.p - 1)
+    return jnp.vdot(a, cut(x.centre)), x.eps * _norm(a, q)
+  centre, radius = map(cut, affine.centre_radius(x))
+  return jnp.vdot(a, centre), affine.dot(jnp.abs(a), radius)
 
 
 def _norm(a: Any, q: float) -> Any:
@@ -64,77 +81,152 @@ class Walk:
     balls: value id -> LpBall, for the inputs that are balls.
     planes: equation -> what pulls rows back through it, or None where the walk ends; by default it ends at every
       equation that is not affine.
+    errors: what rounding may move; None for bounds in exact arithmetic.
   """
   program: Program
   env: dict[int, Any]
   balls: dict[int, LpBall]
   planes: Callable[[Equation], Passage | None] | None = None
+  errors: Errors | None = None
 
   def ends(self, value: Value) -> dict[int, Value]:
-    """The values that walks from `value` end at. Planes are computed here, once for all rows, outside of loops."""
+    """The values that walks from `value` end at. Planes and errors are computed here, once and outside of loops."""
     found, passed = {value.id: value}, set[int]()
     for eqn in reversed(self.program.equations):
       if any(v.id in found for v in eqn.outputs):
-        flags = [v.id in self.program.perturbed for v in eqn.inputs]
-        if affine.is_affine(eqn, flags) or (self.planes is not None and self.planes(eqn) is not None):
+        linear, passage = self._way(eqn)
+        if linear or passage is not None:
+          if self.errors is not None and len(eqn.outputs) == 1:
+            self.errors.at(eqn, passage)
           passed |= {v.id for v in eqn.outputs}
-          found |= {v.id: v for v, p in zip(eqn.inputs, flags) if p and jnp.issubdtype(v.dtype, jnp.floating)}
+          found |= {v.id: v for v in eqn.inputs if v.id in self.program.perturbed
+                    and jnp.issubdtype(v.dtype, jnp.floating)}
     return {i: v for i, v in found.items() if i not in passed}
 
-  def back(self, rows: dict[int, Dense]) -> tuple[dict[int, Dense], Any]:
+  def _way(self, eqn: Equation) -> tuple[bool, Any]:
+    """Whether an equation is affine; if not, what pulls rows back through it, or None where the walk ends."""
+    linear = affine.is_affine(eqn, [v.id in self.program.perturbed for v in eqn.inputs])
+    return linear, None if linear or self.planes is None else self.planes(eqn)
+
+  def back(self, rows: dict[int, Row]) -> tuple[dict[int, Row], Any]:
     """A lower bound of the sum of `<rows[i], value i>`: rows on the values where the walk ends, and an offset.
 
-    Exact without planes.
+    Exact without planes and errors.
     """
-    rows, ends = dict(rows), dict[int, Dense]()
+    rows, ends = dict(rows), dict[int, Row]()
     offset: Any = jnp.zeros((), jnp.result_type(*(r.coefficients.dtype for r in rows.values())) if rows else None)
     for eqn in reversed(self.program.equations):
       if not any(v.id in rows for v in eqn.outputs):
         continue
-      flags = [v.id in self.program.perturbed for v in eqn.inputs]
-      if affine.is_affine(eqn, flags):
-        pulled, more = affine.pull_back(eqn, [self.env[v.id] for v in eqn.inputs], flags, self._taken(rows, eqn))
-      elif self.planes is not None and (found := self.planes(eqn)) is not None:
-        pulled, more = found.pull_rows(self._taken(rows, eqn))
-      else:
-        ends |= {v.id: rows.pop(v.id) for v in eqn.outputs if v.id in rows}
+      taken = [rows.pop(v.id, None) for v in eqn.outputs]
+      if (found := self._pulled(eqn, taken)) is None:
+        ends |= {v.id: row for v, row in zip(eqn.outputs, taken) if row is not None}
         continue
+      pulled, more = found
       offset = offset + more.astype(offset.dtype)
-      for v, a in zip((v for v, p in zip(eqn.inputs, flags) if p), pulled, strict=True):
+      for v, row in zip((v for v in eqn.inputs if v.id in self.program.perturbed), pulled, strict=True):
         if jnp.issubdtype(v.dtype, jnp.floating):  # and no predicate
-          a = a.astype(v.dtype)
-          rows[v.id] = rows[v.id] + Dense(a) if v.id in rows else Dense(a)
+          if isinstance(row, Window) and row.size >= v.size:
+            row = Dense(row.dense())
+          row = dataclasses.replace(row, coefficients=row.coefficients.astype(v.dtype))
+          if v.id in rows:
+            row = add(rows[v.id], row)
+            offset = offset - self._rounded(row, self._merged(v)).astype(offset.dtype)
+          rows[v.id] = row
     return ends | rows, offset
 
-  def _taken(self, rows: dict[int, Dense], eqn: Equation) -> list[Any]:
-    """The rows on the outputs of an equation, which are then on these no more."""
-    return [rows.pop(v.id).coefficients if v.id in rows else jnp.zeros(v.shape, v.dtype) for v in eqn.outputs]
+  def _pulled(self, eqn: Equation, rows: list[Row | None]) -> tuple[list[Row], Any] | None:
+    """Rows on the perturbed operands of an equation, and an offset; None where the walk ends."""
+    operands = [self.env[v.id] for v in eqn.inputs]
+    flags = [v.id in self.program.perturbed for v in eqn.inputs]
+    linear, passage = self._way(eqn)
+    if not linear and passage is None:
+      return None
+    row = rows[0] if len(rows) == 1 and isinstance(rows[0], Window) else None
 
-  def bound(self, value: Value, row: Dense) -> Interval:
+    def whole():
+      return [jnp.zeros(v.shape, v.dtype) if r is None else dense(r) for v, r in zip(eqn.outputs, rows)]
+    on_windows = row is not None and linear and windows.pull_back(eqn, operands, flags, row)
+    if on_windows:
+      pulled, offset = list[Row](on_windows[0]), on_windows[1]
+    elif row is not None and isinstance(passage, Slopes):
+      arrays, offset = passage.at(row.cut).pull_rows([row.coefficients])
+      pulled = [dataclasses.replace(row, coefficients=a) for a in arrays]
+    else:
+      arrays, offset = affine.pull_back(eqn, operands, flags, whole()) if linear else passage.pull_rows(whole())
+      pulled = [Dense(a) for a in arrays]
+    if self.errors is not None and len(rows) == 1 and rows[0] is not None:  # those with more outputs only move data
+      offset = offset - self._rounded(rows[0], self.errors.at(eqn, passage))
+    return pulled, offset
+
+  def _rounded(self, row: Row, error: Any) -> Any:
+    """How far rounding may move a bound, where the error of a coefficient 1 on each element is known."""
+    if error is None:
+      return jnp.zeros((), row.coefficients.dtype)
+    info = jnp.finfo(row.coefficients.dtype)  # coefficients that are too small to be kept count as if they were not
+    vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
+    at = row.cut(error, 0) if isinstance(row, Window) else error
+    return affine.dot(jnp.abs(row.coefficients), at) + vanished.astype(info.dtype)
+
+  def _merged(self, value: Value) -> Any:
+    """The error of the sum of two rows on a value."""
+    return None if self.errors is None else jnp.finfo(value.dtype).eps * magnitude(self.env[value.id])
+
+  def bound(self, value: Value, row: Row) -> Interval:
     """Bounds of `<row, value>`: a scalar Interval."""
-    below = self.concretise(*self.back({value.id: row}))
-    if self.planes is None:
-      return below
-    return Interval(below.lower, -self.concretise(*self.back({value.id: Dense(-row.coefficients)})).lower)
+    if self.planes is None and self.errors is None:
+      return self.concretise(*self.back({value.id: row}))
 
-  def concretise(self, ends: dict[int, Dense], centre: Any) -> Interval:
+    def least(sign):
+      signed = dataclasses.replace(row, coefficients=sign * row.coefficients)
+      return self.concretise(*self.back({value.id: signed})).lower
+    lower, negative = jax.vmap(least)(jnp.asarray([1, -1], row.coefficients.dtype))
+    return Interval(lower, -negative)
+
+  def concretise(self, ends: Mapping[int, Row], centre: Any) -> Interval:
     """The range of an affine function of the ends of a walk."""
     radius = jnp.zeros_like(centre)
     for i, a in ends.items():
-      c, r = a.concretise(self.balls.get(i, self.env[i]))
+      c, r = concretise(a, self.balls.get(i, self.env[i]))
       centre, radius = centre + c.astype(centre.dtype), radius + r.astype(centre.dtype)
+      if self.errors is not None:
+        u = float(jnp.finfo(a.coefficients.dtype).eps) / 2
+        radius += self._rounded(a, 2 * gamma(a.coefficients.size + 4, u) * magnitude(self.env[i])).astype(centre.dtype)
+    if self.errors is not None:
+      radius += (len(ends) + 2) * jnp.finfo(centre.dtype).eps * (jnp.abs(centre) + radius)
     return Interval(centre - radius, centre + radius)
 
   def bound_elements(self, value: Value, chunk: int | None = None) -> Interval:
-    """Bounds of each element of `value`, from one row an element, built when it is needed."""
-    def element(i):
-      hot = jnp.arange(value.size) == i
-      return self.bound(value, Dense(hot.astype(value.dtype).reshape(value.shape)))
+    """Bounds of each element of `value`, from one row an element, built when it is needed.
 
+    Elements that see the same window of an image are bounded together.
+    """
     if value.id in self.ends(value):  # the walk does not get away from it
       return self.env[value.id]
-    flat = over_rows(element, value.size, self.width(), chunk)
-    return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
+    moving = windows.moving_axes(self.program, value)
+    counts = tuple(value.shape[i] for i in moving)
+    spans = tuple(Span(moving.index(i), n) if i in moving else None for i, n in enumerate(value.shape))
+    shape = tuple(1 if i in moving else n for i, n in enumerate(value.shape))
+    beside = int(np.prod(shape))
+
+    def at(i):
+      position = jnp.unravel_index(i, counts) if counts else ()
+
+      def element(j):
+        hot = (jnp.arange(beside) == j).astype(value.dtype).reshape(shape)
+        return self.bound(value, Window(hot, position, spans, value.shape) if counts else Dense(hot))
+      return element
+
+    if not counts:
+      flat = over_rows(at(0), value.size, self.width(), chunk)
+      return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
+    flat = over_rows(lambda i: jax.vmap(at(i))(jnp.arange(beside)), value.size // beside, beside * self.width(),
+                     chunk and max(1, chunk // beside))
+
+    def placed(x):
+      x = x.reshape(*counts, *(n for i, n in enumerate(value.shape) if i not in moving))
+      return jnp.moveaxis(x, range(len(counts)), moving)
+    return Interval(placed(flat.lower), placed(flat.upper))
 
   def width(self) -> int:
     """The number of elements of the largest perturbed value a row can rest on."""
@@ -142,15 +234,15 @@ class Walk:
                if v.id in self.program.perturbed)
 
 
-def over_rows(f: Callable[[Any], Any], n: int, width: int, chunk: int | None = None, budget: int = 1 << 26) -> Any:
+def over_rows(f: Callable[[Any], Any], n: int, width: int, chunk: int | None = None) -> Any:
   """`f` on each of the row numbers 0 .. n-1, so many at a time.
 
   Args:
     f: row number -> any pytree.
     n: number of rows.
     width: elements that one row may occupy.
-    chunk: rows at a time; default as many as `budget` elements allow.
-    budget: elements that all rows worked on together may occupy (2**26 floats are 256 MiB).
+    chunk: rows at a time; default as many as stay in the caches of a CPU, or fill an accelerator.
   """
-  chunk = max(1, budget // max(width, 1)) if chunk is None else chunk
+  if chunk is None:  # 2**15 float32 are 128 KiB for each example of a batch
+    chunk = max(1, (1 << 15 if jax.default_backend() == 'cpu' else 1 << 22) // max(width, 1))
   return jax.vmap(f)(jnp.arange(n)) if n <= chunk else jax.lax.map(f, jnp.arange(n), batch_size=chunk)

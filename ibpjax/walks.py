@@ -16,7 +16,7 @@ from ibpjax.affine import dot
 from ibpjax.ibp import Forward
 from ibpjax.lines import Lines
 from ibpjax.program import Equation
-from ibpjax.rows import Dense, Passage, Walk
+from ibpjax.rows import Dense, Passage, Row, Walk, add
 
 
 def walk(forward: Forward, lines: Lines) -> Walk:
@@ -27,6 +27,8 @@ def walk(forward: Forward, lines: Lines) -> Walk:
   def planes(eqn: Equation) -> Passage | None:
     if eqn.key is not P.scan_p:
       return forward.planes(eqn, lines)
+    if forward.round_outward:
+      return None
     if id(eqn) not in forward.scanned:
       forward.scanned[id(eqn)] = ScanRows(eqn, forward, lines, _carries(eqn, forward))
     return forward.scanned[id(eqn)]
@@ -72,14 +74,14 @@ class ScanRows:
       carry, slices, on_ys = xs
       inner = Forward(body, [*operands[:first], *carry, *slices])
       back = walk(inner, self.lines)
-      start: dict[int, Dense] = {}
+      start: dict[int, Row] = {}
       for v, row in zip(body.outputs, [*on_carry, *on_ys], strict=True):
         if row is None:
           continue
         if v.id not in body.perturbed:
           offset += dot(row, jnp.asarray(inner.env[v.id], row.dtype)).astype(dtype)
         else:
-          start[v.id] = start[v.id] + Dense(row) if v.id in start else Dense(row)
+          start[v.id] = add(start[v.id], Dense(row)) if v.id in start else Dense(row)
       ends, more = back.back(start)
       own = [ends.pop(v.id).coefficients if m and v.id in ends else z
              for (v, m), z in zip(inputs, zeros(inputs), strict=True)]

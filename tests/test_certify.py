@@ -7,6 +7,7 @@ from flax import nnx
 
 import ibpjax
 from ibpjax import certify, linf_ball, margins, nn, training
+from ibpjax.verification.certify import METHODS
 
 KEY = jax.random.key(0)
 XS = jax.random.uniform(KEY, (64, 6))
@@ -33,13 +34,14 @@ def test_margins():
   assert bool(jnp.all(jnp.isnan(jax.jit(margins)(z, 3))))
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_no_attack_contradicts_a_certificate(norm):
+@pytest.mark.parametrize(('norm', 'method'), [*(('linf', m) for m in METHODS), ('l2', 'crown'), ('l1', 'lbp'),
+                                              ('l2', 'ibp')])
+def test_no_attack_contradicts_a_certificate(norm, method):
   params = params_of()
   labels = predictions(params)
   certified = []
   for eps in (0., .005, .02, .08):
-    certificate = certify(f, params, XS, labels, eps, norm=norm, clip=(0., 1.))
+    certificate = certify(f, params, XS, labels, eps, norm=norm, clip=(0., 1.), method=method)
     reach = {'linf': 1, 'l2': 6 ** -.5, 'l1': 1 / 6}[norm] * eps  # an l-infinity ball inside of the ball
     _, worst = training.pgd(f, params, XS, labels, reach, KEY, steps=30, restarts=2)
     assert bool(jnp.all(worst >= certificate.lower.min(-1)))
@@ -48,6 +50,15 @@ def test_no_attack_contradicts_a_certificate(norm):
   assert certified[0] == 64  # nothing but the predictions themselves
   assert 0 < certified[2] < 64
   assert certified == sorted(certified, reverse=True)
+
+
+def test_linear_methods_verify_more_than_interval_bounds():
+  params = params_of()
+  labels = predictions(params)
+  found = {m: certify(f, params, XS, labels, .03, method=m) for m in METHODS}
+  for method in METHODS:
+    assert bool(jnp.all(found[method].lower >= found['ibp'].lower - 1e-5))
+  assert int(found['ibp'].verified.sum()) < int(found['crown-ibp'].verified.sum()) <= int(found['crown'].verified.sum())
 
 
 def test_smaller_norm_balls_are_certified_more_often():

@@ -63,7 +63,7 @@ def test_records(finished):
   assert [r['label'] for r in records] == [*LABELS.tolist()] * 2
   for eps in (EPS, .02):
     ours = [r for r in records if r['eps'] == eps]
-    known = ibpjax.certify(f, PARAMS, IMAGES, LABELS, eps)
+    known = ibpjax.certify(f, PARAMS, IMAGES, LABELS, eps, method='ibp')
     np.testing.assert_allclose([r['margins']['ibp'] for r in ours], known.lower.min(-1), rtol=1e-5, atol=1e-6)
     assert [r['verdict'] == 'verified' for r in ours] == known.verified.tolist()
     assert [r['verdict'] == 'misclassified' for r in ours] == [i % 10 == 0 for i in range(N)]
@@ -89,7 +89,7 @@ def test_a_tighter_method_sees_what_remains_and_nothing_is_compiled_twice(tmp_pa
 
   def watched(f, params, xs, labels, eps, *, method):
     seen.append((method, np.asarray(xs)))
-    return certify(f, params, xs, labels, 2 * eps if method == 'cheap' else eps)
+    return certify(f, params, xs, labels, 2 * eps if method == 'cheap' else eps, method='ibp')
 
   def g(params, x):
     traced.append(x)
@@ -107,7 +107,7 @@ def test_a_tighter_method_sees_what_remains_and_nothing_is_compiled_twice(tmp_pa
   rows = {tuple(x) for method, xs in seen if method == 'ibp' for x in xs.tolist()}
   assert rows == {tuple(x) for x in IMAGES[remaining].tolist()}
   assert {(method, len(xs)) for method, xs in seen} == {('cheap', 32), ('ibp', 4)}
-  assert {*np.flatnonzero(certify(f, PARAMS, IMAGES, LABELS, EPS).verified)} == {*by_cheap, *by_ibp}
+  assert {*np.flatnonzero(certify(f, PARAMS, IMAGES, LABELS, EPS, method='ibp').verified)} == {*by_cheap, *by_ibp}
 
   count, calls = len(traced), len(seen)
   whole(IMAGES[32:], LABELS[32:], np.arange(32, N), EPS / 2)

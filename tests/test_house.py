@@ -14,9 +14,10 @@ from experiments import primitives
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = [{'_version', 'interval'}, {'program', 'lines', 'margins'}, {'affine', 'graph', 'rule'},
-          {'exact', 'functions', 'loops', 'reductions'}, {'composites', 'planes'}, {'elementwise', 'rows'},
+          {'exact', 'functions', 'loops', 'reductions', 'windows'}, {'composites', 'planes'}, {'elementwise'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
-          {'patterns', 'relaxations', 'rounding'}, {'ibp'}, {'walks'}, {'crown', 'lbp'}, {'linear'}, {'nn'},
+          {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
+          {'linear'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 

@@ -1,4 +1,6 @@
 """Outward rounding: bounds that hold for float32 as it is computed, and for the exact function."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 import ibpjax
-from ibpjax import Interval, elementwise, ibp, nn
+from ibpjax import Interval, crown, elementwise, ibp, lbp, nn
 from ibpjax.elementwise import Elementwise
 from ibpjax.rounding import gamma
 
@@ -71,22 +73,35 @@ NETS = {
 }
 
 
+# With linear methods, loops and composites are their boxes in certificates.
+BY_BOXES = {'scan', 'softmax', 'sharp softmax', 'log_softmax', 'logsumexp', 'layer norm', 'rms', 'x / norm',
+            'attention', 'blend'}
 # Here rounding itself is as large as the box.
 PRICED = {'scatter', 'cancellation', 'layer norm of a large mean', 'layer norm of two', 'attention in bfloat16'}
 
 
-@pytest.mark.parametrize('elide', [False, True])
+METHODS = {
+    'ibp': ibp,
+    'ibp elided': functools.partial(ibp, elide=True),
+    'crown': crown,
+    'lbp': lbp,
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('name', NETS)
-def test_single_and_double_precision_values_lie_inside(name, elide):
+def test_single_and_double_precision_values_lie_inside(name, method):
   f = jax.jit(jax.vmap(NETS[name]))
-  outward, plain = (jax.jit(ibp(NETS[name], elide=elide, round_outward=r)) for r in (True, False))
+  outward, plain = (jax.jit(METHODS[method](NETS[name], round_outward=r)) for r in (True, False))
   for radius in (0., 1e-7, 1e-2):
     x = np.float32(RNG.normal(size=64))
     box = Interval(jnp.asarray(x - np.float32(radius)), jnp.asarray(x + np.float32(radius)))
     bound = outward(box)
     assert violations(f, bound, box) == 0
-  if name not in PRICED:
-    assert float(bound.width.sum()) < 1.1 * float(plain(box).width.sum())  # the price is small
+  loops = not method.startswith('ibp') and name in BY_BOXES
+  if name not in PRICED and not loops:
+    price = 1.1 if method.startswith('ibp') else 1.3  # linear functions are sums of greater terms
+    assert float(bound.width.sum()) < price * float(plain(box).width.sum())
 
 
 def test_without_outward_rounding_degenerate_boxes_do_leave_their_bounds():

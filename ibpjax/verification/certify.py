@@ -9,12 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ibpjax.crown import crown
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
+from ibpjax.lbp import lbp
 from ibpjax.margins import check_labels, margins
 from ibpjax.program import digest
 
-METHODS = ('ibp',)
+# method -> the transformation of a specification that bounds it, allowing for rounding; given `intersect`.
+METHODS: dict[str, Callable[..., Callable]] = {
+    'ibp': lambda f, intersect: ibp(f, elide=True, round_outward=True),
+    'crown-ibp': functools.partial(crown, intermediate='ibp', round_outward=True),
+    'lbp': functools.partial(lbp, round_outward=True),
+    'crown-lbp': functools.partial(crown, intermediate='lbp', round_outward=True),
+    'crown': functools.partial(crown, round_outward=True),
+}
 NORMS = {'linf': np.inf, 'l2': 2., 'l1': 1.}
 
 
@@ -41,11 +50,12 @@ class Certificate:
 
 
 def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str = 'linf',
-            clip: tuple[float, float] | None = (0., 1.), method: str = 'ibp') -> Certificate:
+            clip: tuple[float, float] | None = (0., 1.), method: str = 'crown-ibp',
+            intersect: bool = True) -> Certificate:
   """Certifies a specification of `f` on the ball of radius `eps` around each example.
 
-  Bounds are computed at the highest matmul precision, elided, and widened by a computed
-  allowance for rounding: they hold for the exact and for the floating-point network.
+  Bounds are computed at the highest matmul precision and widened by a computed allowance for
+  rounding: they hold for the exact and for the floating-point network.
 
   Args:
     f: (params, x) -> (classes,) logits of one example. `ibpjax.batched` makes one of a model of
@@ -58,7 +68,10 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     eps: radius in the units of `xs`, a scalar.
     norm: 'linf', 'l2' or 'l1'.
     clip: valid range of the inputs; the l-infinity ball is cut to it. None for no range.
-    method: 'ibp'.
+    method: how bounds are computed, from fast and loose to slow and tight: 'ibp' (elided), 'crown-ibp', 'lbp',
+      'crown-lbp' or 'crown'.
+    intersect: intersect the bounds of linear methods with those of interval arithmetic wherever these are needed, so
+      that no method verifies less than 'ibp'.
 
   Returns:
     Certificate.
@@ -67,7 +80,7 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     TypeError, ValueError: bad argument, named with its remedy.
     RuntimeError: a bound excludes the value at the example itself, which no sound bound does.
 
-  Source: Gowal et al. 2018.
+  Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021.
   """
   if method not in METHODS:
     raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
@@ -99,15 +112,16 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
       raise ValueError(f'spec has shapes {spec[0].shape} and {spec[1].shape}; the rows of C z + d > 0 have shapes '
                        f'(rows, {classes[0]}) and (rows,)')
   code = digest(f, params, xs[0]) if len(xs) else ''
-  certificate = _bounds(f, params, xs, spec, eps, code=code, norm=norm, clip=clip, labelled=labelled)
+  certificate = _bounds(f, params, xs, spec, eps, code=code, norm=norm, clip=clip, labelled=labelled,
+                        method=method, intersect=intersect)
   if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '
                        'report it with the function and the inputs')
   return certificate
 
 
-@functools.partial(jax.jit, static_argnames=('f', 'code', 'norm', 'clip', 'labelled'))
-def _bounds(f, params, xs, spec, eps, *, code, norm, clip, labelled):
+@functools.partial(jax.jit, static_argnames=('f', 'code', 'norm', 'clip', 'labelled', 'method', 'intersect'))
+def _bounds(f, params, xs, spec, eps, *, code, norm, clip, labelled, method, intersect):
   del code  # part of the key: compiled anew if what f closes over has changed
 
   def specification(params, x, spec):
@@ -116,7 +130,7 @@ def _bounds(f, params, xs, spec, eps, *, code, norm, clip, labelled):
 
   def one(params, x, spec):
     ball = linf_ball(x, eps, *(clip or ())) if norm == 'linf' else lp_ball(x, eps, NORMS[norm])
-    lower = ibp(specification, elide=True, round_outward=True)(params, ball, spec).lower
+    lower = METHODS[method](specification, intersect=intersect)(params, ball, spec).lower
     return Certificate(lower, specification(params, x, spec))
 
   with jax.default_matmul_precision('highest'):
