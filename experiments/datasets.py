@@ -190,8 +190,20 @@ def _digits() -> tuple[Split, Split]:
   return Split(train_images, train_labels), Split(test_images, test_labels)
 
 
+def pack(name: str, train: Split, test: Split, out: pathlib.Path) -> pathlib.Path:
+  """Writes <out>/<name>.npz: all of it or nothing."""
+  out.mkdir(parents=True, exist_ok=True)
+  path, partial = out / f'{name}.npz', out / f'.{name}-{os.getpid()}.npz'
+  try:
+    np.savez_compressed(partial, **dict(zip(ARRAYS, (train.images, train.labels, test.images, test.labels))))
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+  return path
+
+
 def _packed(facts: Facts, path: pathlib.Path) -> tuple[Split, Split]:
-  """The splits in a file of `experiments.pack`."""
+  """The splits in a file that `pack` wrote."""
   remedy = 'Pack it again with `python -m experiments.pack`'
   try:
     with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:

@@ -2,10 +2,8 @@
 
     python -m experiments.pack --dataset=mnist --data_dir=~/tensorflow_datasets --out=packed
 """
-import os
 import pathlib
 
-import numpy as np
 from absl import app, flags, logging
 
 from experiments import datasets
@@ -17,19 +15,6 @@ flags.DEFINE_string('data_dir', '~/tensorflow_datasets', 'Folder of TFDS, of pac
 flags.DEFINE_string('out', 'packed', 'Folder of the .npz, which is replaced if it is there.')
 
 
-def pack(name: str, train: datasets.Split, test: datasets.Split, out: pathlib.Path) -> pathlib.Path:
-  """Writes <out>/<name>.npz: all of it or nothing."""
-  out.mkdir(parents=True, exist_ok=True)
-  path, partial = out / f'{name}.npz', out / f'.{name}-{os.getpid()}.npz'
-  try:
-    np.savez_compressed(partial, train_images=train.images, train_labels=train.labels,
-                        test_images=test.images, test_labels=test.labels)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
-  return path
-
-
 def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # of TensorFlow Datasets
   if len(argv) > 1:
@@ -38,7 +23,7 @@ def main(argv: list[str]) -> None:
   train, test = data.train, data.test
   assert isinstance(train, datasets.Split)
   assert isinstance(test, datasets.Split)
-  path = pack(FLAGS.dataset, train, test, pathlib.Path(FLAGS.out).expanduser())
+  path = datasets.pack(FLAGS.dataset, train, test, pathlib.Path(FLAGS.out).expanduser())
   pixels = train.images.nbytes + test.images.nbytes
   print(f'{path}: {len(train)} training and {len(test)} test examples, {pixels / 1e6:.1f} MB of pixels in '
         f'{path.stat().st_size / 1e6:.1f} MB')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pictures import Given, jpeg, smooth
 
-from experiments import datasets, pack, pipeline, sources
+from experiments import datasets, pipeline, sources
 from experiments.datasets import FACTS, Split, Stream, load
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,8 +71,8 @@ def test_cifar_has_the_statistics_in_its_facts():
 
 def test_packing_keeps_everything(tmp_path):
   data = load('digits')
-  path = pack.pack('digits', data.train, data.test, tmp_path)
-  assert pack.pack('digits', data.train, data.test, tmp_path) == path   # replaced
+  path = datasets.pack('digits', data.train, data.test, tmp_path)
+  assert datasets.pack('digits', data.train, data.test, tmp_path) == path   # replaced
   assert list(tmp_path.iterdir()) == [path]
   again = datasets._packed(FACTS['digits'], path)
   for one, other in zip(again, (data.train, data.test)):
@@ -83,7 +83,7 @@ def test_packing_keeps_everything(tmp_path):
 
 def test_an_interrupted_packing_leaves_the_old_file(tmp_path, monkeypatch):
   data = load('digits')
-  path = pack.pack('digits', data.train, data.test, tmp_path)
+  path = datasets.pack('digits', data.train, data.test, tmp_path)
   before = path.read_bytes()
 
   def interrupted(file, **arrays):
@@ -91,7 +91,7 @@ def test_an_interrupted_packing_leaves_the_old_file(tmp_path, monkeypatch):
     raise KeyboardInterrupt
   monkeypatch.setattr(np, 'savez_compressed', interrupted)
   with pytest.raises(KeyboardInterrupt):
-    pack.pack('digits', data.test, data.test, tmp_path)
+    datasets.pack('digits', data.test, data.test, tmp_path)
   assert list(tmp_path.iterdir()) == [path]
   assert path.read_bytes() == before
 
