@@ -195,7 +195,8 @@ def pack(name: str, train: Split, test: Split, out: pathlib.Path) -> pathlib.Pat
   out.mkdir(parents=True, exist_ok=True)
   path, partial = out / f'{name}.npz', out / f'.{name}-{os.getpid()}.npz'
   try:
-    np.savez_compressed(partial, **dict(zip(ARRAYS, (train.images, train.labels, test.images, test.labels))))
+    np.savez_compressed(partial, train_images=train.images, train_labels=train.labels,
+                        test_images=test.images, test_labels=test.labels)
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)

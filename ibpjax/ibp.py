@@ -182,8 +182,7 @@ class Forward:
 
   def _met(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, intersected with those of interval arithmetic if the run does that."""
-    box = self.env[v.id]
-    return Interval(jnp.fmax(x.lower, box.lower), jnp.fmin(x.upper, box.upper)) if self.intersect else x
+    return _common(x, self.env[v.id]) if self.intersect else x
 
   def output(self, v: Value, elide: bool) -> Interval:
     """The bounds of an output; what overflowed or turned into NaN is unbounded."""
@@ -196,9 +195,8 @@ class Forward:
     """The bounds of an output that another method finds, where it may know more than interval arithmetic."""
     if v.id not in self.program.perturbed or v.dtype == jnp.bool_ or v.id in self.exact:
       return self.output(v, elide=False)
-    if self.intersect:
-      self.env[v.id] = self._by_rows(v)
-    return honest(self._met(v, self.tightened(v, bound(v))), v.id in self.masked)
+    x = self.tightened(v, bound(v))
+    return honest(_common(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
@@ -229,6 +227,11 @@ def honest(x: Interval, masked: bool = False) -> Interval:
   if masked:
     return Interval(jnp.where(jnp.isnan(x.lower), -jnp.inf, x.lower), jnp.where(jnp.isnan(x.upper), jnp.inf, x.upper))
   return Interval(jnp.where(x.lower < jnp.inf, x.lower, -jnp.inf), jnp.where(x.upper > -jnp.inf, x.upper, jnp.inf))
+
+
+def _common(x: Interval, y: Interval) -> Interval:
+  """The intersection of two bounds of one value; what one does not know is as the other says."""
+  return Interval(jnp.fmax(x.lower, y.lower), jnp.fmin(x.upper, y.upper))
 
 
 def _accepted(x: Interval, v: Value) -> Interval:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -54,7 +55,7 @@ class Window:
   spans: tuple[Span | None, ...] = dataclasses.field(metadata=dict(static=True))
   shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
 
-  size = property(lambda self: int(np.prod(self.coefficients.shape)))
+  size = property(lambda self: self.coefficients.size)
 
   def overhang(self) -> list[tuple[int, int]]:
     """How far windows reach beyond the value, before it and after it, on each axis."""
@@ -111,30 +112,26 @@ class Window:
 
 def moving_axes(program: Program, value: Value) -> tuple[int, ...]:
   """The axes of a value along which its elements see different windows: those of the convolution it comes from."""
-  made = {v.id: e for e in program.equations for v in e.outputs}
+  found: dict[int, tuple[int, ...]] = {}
+  for eqn in program.equations:
+    flags = [v.id in program.perturbed for v in eqn.inputs]
+    if len(eqn.outputs) == 1 and affine.is_affine(eqn, flags):
+      out, = eqn.outputs
+      seen = (_sliding(eqn, i, found.get(v.id, ())) for i, v in enumerate(eqn.inputs) if flags[i])
+      axes = next(filter(None, seen), ())
+      found[out.id] = tuple(i for i in axes if out.shape[i] > 1)
+  return found.get(value.id, ())
 
-  def search(v: Value) -> tuple[int, ...]:
-    eqn = made.get(v.id)
-    if eqn is None or v.id not in program.perturbed or len(eqn.outputs) > 1:
-      return ()
-    flags = [x.id in program.perturbed for x in eqn.inputs]
-    if not affine.is_affine(eqn, flags):
-      return ()
-    if eqn.primitive is P.conv_general_dilated_p and flags[0]:
-      return tuple(eqn.params['dimension_numbers'].out_spec[2:])
-    if eqn.primitive is P.reduce_window_sum_p:
-      return tuple(i for i, n in enumerate(eqn.params['window_dimensions']) if n > 1)
-    for x in (x for x, p in zip(eqn.inputs, flags) if p):
-      axes = search(x)
-      if eqn.primitive in _ELEMENTWISE or eqn.primitive is P.concatenate_p:
-        found = axes
-      else:
-        axis_of = _axes_moved(eqn)
-        found = tuple(i for i, source in enumerate(axis_of or ()) if source in axes)
-      if found:
-        return found
-    return ()
-  return search(value)
+
+def _sliding(eqn: Equation, slot: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+  """The axes of the result of an affine equation on which windows move, by those of one of its operands."""
+  if eqn.primitive is P.conv_general_dilated_p:
+    return tuple(eqn.params['dimension_numbers'].out_spec[2:]) if slot == 0 else ()
+  if eqn.primitive is P.reduce_window_sum_p:
+    return tuple(i for i, n in enumerate(eqn.params['window_dimensions']) if n > 1)
+  if eqn.primitive in _ELEMENTWISE or eqn.primitive is P.concatenate_p:
+    return axes
+  return tuple(i for i, source in enumerate(_axes_moved(eqn) or ()) if source in axes)
 
 
 def _axes_moved(eqn: Equation) -> list[int | None] | None:
@@ -185,14 +182,17 @@ def _pull_beside(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[boo
   moving = [i for i, s in enumerate(row.spans) if s is not None]
   if eqn.primitive is P.concatenate_p and eqn.params['dimension'] in moving:
     return None
+
   def over(v: Value) -> Window:
     """A window on an operand, where the row has its own; an axis of length 1 is broadcast."""
     covered = {i for i in moving if v.shape[i] != row.shape[i]}
     shape = [row.coefficients.shape[i] if i in moving and i not in covered else n for i, n in enumerate(v.shape)]
     spans = tuple(None if i in covered else s for i, s in enumerate(row.spans))
-    return Window(jnp.zeros(shape, row.coefficients.dtype), row.position, spans, v.shape)
-  known = [x if p or not v.shape else over(v).cut(x) for x, p, v in zip(operands, perturbed, eqn.inputs)]
-  shapes = [over(v).coefficients.shape if v.shape else () for v in eqn.inputs]
+    return Window(jax.ShapeDtypeStruct(shape, row.coefficients.dtype), row.position, spans, v.shape)
+
+  laid = [over(v) if v.shape else None for v in eqn.inputs]
+  known = [x if p or w is None else w.cut(x) for x, p, w in zip(operands, perturbed, laid)]
+  shapes = [() if w is None else w.coefficients.shape for w in laid]
   pulled, offset = affine.pull_back(_on_windows(eqn, shapes, row), known, perturbed, [row.coefficients])
   into = [v for v, p in zip(eqn.inputs, perturbed) if p]
   return [dataclasses.replace(row, coefficients=a, shape=v.shape) for a, v in zip(pulled, into, strict=True)], offset
@@ -256,7 +256,7 @@ def _pull_moved(eqn: Equation, axis_of: Sequence[int | None], row: Window) -> tu
         return None
     else:
       spans[old], shape[old] = row.spans[new], row.coefficients.shape[new]
-  order = [new for new, old in sorted(((n, o) for n, o in enumerate(axis_of) if o is not None), key=lambda x: x[1])]
+  order = [axis_of.index(old) for old in range(len(before.shape)) if old in axis_of]
   rest = [new for new, old in enumerate(axis_of) if old is None]
   a = jnp.transpose(row.coefficients, (*rest, *order)).reshape(shape)
   return [Window(a, row.position, tuple(spans), before.shape)], jnp.zeros((), a.dtype)
