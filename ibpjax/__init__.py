@@ -1,6 +1,7 @@
 """Guaranteed bounds on the outputs of any JAX function, as function transformations."""
 from ibpjax import nn
 from ibpjax._version import __version__
+from ibpjax.alpha import alpha_crown
 from ibpjax.crown import METHODS, crown
 from ibpjax.elementwise import Elementwise, elementwise
 from ibpjax.ibp import ibp
@@ -15,6 +16,6 @@ METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 
 __all__ = [
     'Affine', 'Certificate', 'Elementwise', 'Intermediates', 'Interval', 'LinearBounds', 'LpBall', '__version__',
-    'adaptive', 'batched', 'certify', 'constant', 'crown', 'elementwise', 'ibp', 'lbp', 'linear_bounds', 'linf_ball',
-    'lp_ball', 'margins', 'nn', 'tight',
+    'adaptive', 'alpha_crown', 'batched', 'certify', 'constant', 'crown', 'elementwise', 'ibp', 'lbp', 'linear_bounds',
+    'linf_ball', 'lp_ball', 'margins', 'nn', 'tight',
 ]

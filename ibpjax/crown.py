@@ -48,9 +48,7 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
 
   Source: Zhang et al. 2018; Lyu et al. 2021, section 2.2.
   """
-  if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in METHODS:
-    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(METHODS)}, Intermediates, or a '
-                     'transformation that returns them')
+  checked_intermediate(intermediate)
 
   def bounded(*args, **kwargs):
     with precise(round_outward):
@@ -68,6 +66,13 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
         result = _bound_rows(program, back, rows, chunk)
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+
+
+def checked_intermediate(intermediate: Any) -> None:
+  """Raises if no method has the name."""
+  if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in METHODS:
+    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(METHODS)}, Intermediates, or a '
+                     'transformation that returns them')
 
 
 def given_bounds(f: Callable, intermediate: Any, options: dict[str, Any], args: tuple,
@@ -105,4 +110,4 @@ def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> I
     raise ValueError(f'rows have shape {rows.shape}; for an output of shape {v.shape} they have (n, '
                      f'{", ".join(map(str, v.shape))})')
   back.ends(v)
-  return honest(over_rows(lambda i: back.bound(v, Dense(rows[i])), len(rows), back.width(), chunk))
+  return honest(over_rows(lambda row: back.bound(v, Dense(row)), rows, back.width(), chunk))

@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 from ibpjax.affine import centre_radius
 from ibpjax.functions import TABLE
 from ibpjax.interval import Interval
-from ibpjax.lines import Lines
+from ibpjax.lines import Lines, Steered
 from ibpjax.planes import pin
 from ibpjax.program import Equation, rebind, unsupported
 from ibpjax.rule import Elementwise, kinks
@@ -130,19 +130,32 @@ def enclosing(rule: Elementwise, fn: Callable, x: Interval, known: Sequence[Any]
               lines: Lines) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
   """`enclose` for a function `fn` of the box `x` that `rule` is the row of."""
   box, _ = rule.inside(x, known)
-  return best_lines(x, lines(fn, box.lower, box.upper, rule.bends(fn, box, known)),
+  return best_lines(x, (fn, box.lower, box.upper, rule.bends(fn, box, known)), lines,
                     lambda k: rule.range(fn, x, known, k))
 
 
-def best_lines(x: Interval, slopes: tuple[Any, Any],
+def best_lines(x: Interval, at: tuple[Any, ...], lines: Lines,
                tilted: Callable[[Any], Interval]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
   """Of the slopes on offer those whose lines leave the least area, and the intercepts that make these sound.
 
   Args:
     x: the box.
-    slopes: below and above, an array or a list of arrays.
+    at: (fn, l, u, points), what the choice of slopes is made for.
+    lines: the choice.
     tilted: k -> the range of f(v) - k v over the box.
   """
+  if isinstance(lines, Steered) and lines.shares is not None:
+    (below,), (above,) = _finite_lists(lines.slopes(at, tilted), x)
+  else:
+    below, above = _least_area(x, lines(*at), tilted)
+    if isinstance(lines, Steered):
+      lines.begin((below, above), at, tilted)
+  below, above = pin((below, above))
+  return (below, tilted(below).lower), (above, tilted(above).upper)
+
+
+def _least_area(x: Interval, slopes: tuple[Any, Any], tilted: Callable[[Any], Interval]) -> tuple[Any, Any]:
+  """Of the slopes below and above those whose lines are best in the middle of the box."""
   middle, offered = centre_radius(x)[0], _finite_lists(slopes, x)
   ends: list[Callable[[Interval], Any]] = [lambda r: r.lower, lambda r: -r.upper]
   chosen = []
@@ -154,8 +167,7 @@ def best_lines(x: Interval, slopes: tuple[Any, Any],
       for k, h in zip(ks[1:], height[1:]):
         best = jnp.where(h == top, k, best)
     chosen.append(best)
-  below, above = pin(tuple(chosen))
-  return (below, tilted(below).lower), (above, tilted(above).upper)
+  return chosen[0], chosen[1]
 
 
 def _finite_lists(slopes: tuple[Any, Any], x: Interval) -> list[list[Any]]:

@@ -15,7 +15,7 @@ from ibpjax import affine, loops, nonlinear, relaxations, rounding
 from ibpjax.elementwise import image as elementwise_image
 from ibpjax.errors import Errors, certain
 from ibpjax.exact import Exact
-from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, is_set, validated
+from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, common, is_set, validated
 from ibpjax.lines import Lines
 from ibpjax.patterns import grouped
 from ibpjax.planes import Planes
@@ -161,12 +161,17 @@ class Forward:
     return [honest(x) if is_set(x) else x for x in (self.env[v.id] for v in eqn.inputs)]
 
   def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
-    """The planes of an equation over the boxes of its operands; None where these are those of its own box."""
+    """The planes of an equation, computed once; all callers of one run choose the same lines."""
     if id(eqn) not in self.relaxed:
-      u = rounding.unit(eqn) if self.round_outward else 0.
-      known = not self.round_outward or certain(eqn)
-      self.relaxed[id(eqn)] = relaxations.planes(eqn, self.operands(eqn), lines, self.run, u) if known else None
+      self.relaxed[id(eqn)] = self.relaxation(eqn, lines)
     return self.relaxed[id(eqn)]
+
+  def relaxation(self, eqn: Equation, lines: Lines) -> Planes | None:
+    """The planes of an equation over the boxes of its operands; None where these are those of its own box."""
+    if self.round_outward and not certain(eqn):
+      return None
+    u = rounding.unit(eqn) if self.round_outward else 0.
+    return relaxations.planes(eqn, self.operands(eqn), lines, self.run, u)
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
@@ -182,7 +187,7 @@ class Forward:
 
   def _met(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, intersected with those of interval arithmetic if the run does that."""
-    return _common(x, self.env[v.id]) if self.intersect else x
+    return common(x, self.env[v.id]) if self.intersect else x
 
   def output(self, v: Value, elide: bool) -> Interval:
     """The bounds of an output; what overflowed or turned into NaN is unbounded."""
@@ -196,7 +201,7 @@ class Forward:
     if v.id not in self.program.perturbed or v.dtype == jnp.bool_ or v.id in self.exact:
       return self.output(v, elide=False)
     x = self.tightened(v, bound(v))
-    return honest(_common(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
+    return honest(common(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
@@ -227,11 +232,6 @@ def honest(x: Interval, masked: bool = False) -> Interval:
   if masked:
     return Interval(jnp.where(jnp.isnan(x.lower), -jnp.inf, x.lower), jnp.where(jnp.isnan(x.upper), jnp.inf, x.upper))
   return Interval(jnp.where(x.lower < jnp.inf, x.lower, -jnp.inf), jnp.where(x.upper > -jnp.inf, x.upper, jnp.inf))
-
-
-def _common(x: Interval, y: Interval) -> Interval:
-  """The intersection of two bounds of one value; what one does not know is as the other says."""
-  return Interval(jnp.fmax(x.lower, y.lower), jnp.fmin(x.upper, y.upper))
 
 
 def _accepted(x: Interval, v: Value) -> Interval:

@@ -88,6 +88,11 @@ def as_interval(x: Any) -> Interval:
   return x if isinstance(x, Interval) else Interval(x, x)
 
 
+def common(x: Interval, y: Interval) -> Interval:
+  """The intersection of two bounds of one value; where one is NaN, the other."""
+  return Interval(jnp.fmax(x.lower, y.lower), jnp.fmin(x.upper, y.upper))
+
+
 def hull(a: Any, b: Any) -> Interval:
   """The least Interval that holds two intervals or arrays of one shape."""
   a, b = as_interval(a), as_interval(b)

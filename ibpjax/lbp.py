@@ -257,7 +257,7 @@ class Forms:
 
     def element(i):
       return Interval(least(i, 1), -least(i, -1))
-    flat = over_rows(element, value.size, back.width())
+    flat = over_rows(element, jnp.arange(value.size), back.width())
     return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
 
 

@@ -99,7 +99,8 @@ def _backward(forward: Forward, lines: Lines, value: Value, inputs: list[Value],
   def shaped(found):
     a, bias = found
     return [x.reshape(*value.shape, *v.shape) for x, v in zip(a, inputs)], bias.reshape(value.shape)
-  return [shaped(over_rows(functools.partial(least, sign=s), value.size, back.width(), chunk)) for s in (1, -1)]
+  rows = jnp.arange(value.size)
+  return [shaped(over_rows(functools.partial(least, sign=s), rows, back.width(), chunk)) for s in (1, -1)]
 
 
 def _forward(forward: Forward, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:

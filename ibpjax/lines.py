@@ -7,11 +7,13 @@ sound: the intercepts are computed afterwards (`elementwise.enclose`).
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Function = Callable[[Any], Any]
 Lines = Callable[[Function, Any, Any, Sequence[Any]], tuple[Any, Any]]
@@ -66,3 +68,61 @@ def adaptive(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[
   slopes = [slope_at(fn, l / 2 + u / 2), chord(fn, l, u)]
   slopes += [s for p in points for s in (chord(fn, l, p), chord(fn, p, u))]
   return slopes, slopes
+
+
+class Steered:
+  """A choice whose slopes are moved, for an optimiser: each by a share of the way from its least to its greatest value.
+
+  Only lines that can be exchanged for better ones elsewhere move. Where the chord encloses the function on one side
+  (above a convex function), no other line on that side is worth anything.
+
+  Attributes:
+    start: the choice to start from.
+    shares: pairs of arrays in [0, 1] for the lines below and above, one pair for each function that an equation is
+      enclosed by, in order; None for those of `start`.
+    starts: the shares of `start`, as far as functions have been enclosed.
+  """
+
+  def __init__(self, start: Lines, shares: Sequence[tuple[Any, Any]] | None = None):
+    self.start, self.shares = start, shares
+    self.starts: list[tuple[Any, Any]] = []
+
+  def __call__(self, fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[Any, Any]:
+    return self.start(fn, l, u, points)
+
+  def begin(self, chosen: tuple[Any, Any], at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> None:
+    """Takes down what shares the slopes are that `start` chose.
+
+    Args:
+      chosen: slopes below and above.
+      at: the arguments of the choice.
+      tilted: k -> the range of f(v) - k v.
+    """
+    _, least, way, free = _room(at, tilted)
+    safe = jnp.where(way > 0, way, 1)
+    below, above = (jnp.clip(jnp.where(f, (k - least) / safe, 0), 0, 1) for f, k in zip(free, chosen))
+    self.starts.append((below, above))
+
+  def slopes(self, at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The slopes below and above that the shares say. The arguments are those of `begin`."""
+    assert self.shares is not None
+    shares = self.shares[len(self.starts)]
+    self.starts.append(shares)
+    c, least, way, free = _room(at, tilted)
+    # At either end a line touches in two points, and the derivative of its intercept is undefined.
+    below, above = (jnp.where(f, least + (1e-3 + .998 * t) * way, c) for f, t in zip(free, shares))
+    return below, above
+
+
+def _room(at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> tuple[Any, Any, Any, list[Any]]:
+  """The chord, the least slope that makes sense, how far it is to the greatest; whether lines below and above move."""
+  fn, l, u, points = at
+  inward = _next(l, u)
+  c = chord(fn, l, u)
+  slopes = [slope_at(fn, l + inward), slope_at(fn, u - inward), c]
+  slopes += [s for p in points for s in (chord(fn, l, p), chord(fn, p, u))]
+  least, greatest = (functools.reduce(f, slopes) for f in (jnp.minimum, jnp.maximum))
+  known = jnp.isfinite(least) & jnp.isfinite(greatest)
+  least, way = (lax.stop_gradient(jnp.where(known, k, 0)) for k in (least, greatest - least))
+  left, end = tilted(c), fn(l) - c * l
+  return c, least, way, [gap > 1e-4 * way * (u - l) for gap in (end - left.lower, left.upper - end)]

@@ -65,7 +65,7 @@ def _of_one_value(key: Univariate, operands: Sequence[Any], lines: Lines, bounds
   x, *known = operands
   def fn(v):
     return evaluate(key.body, [v, *known])[0]
-  return _lines(*best_lines(x, lines(fn, x.lower, x.upper, ()), key.tilted(operands, bounds, u)))
+  return _lines(*best_lines(x, (fn, x.lower, x.upper, ()), lines, key.tilted(operands, bounds, u)))
 
 
 def _linearised(key: Composite, operands: Sequence[Any]) -> Maps | None:

@@ -177,11 +177,13 @@ class Walk:
     if self.planes is None and self.errors is None:
       return self.concretise(*self.back({value.id: row}))
 
-    def least(sign):
-      signed = dataclasses.replace(row, coefficients=sign * row.coefficients)
-      return self.concretise(*self.back({value.id: signed})).lower
-    lower, negative = jax.vmap(least)(jnp.asarray([1, -1], row.coefficients.dtype))
+    lower, negative = jax.vmap(lambda sign: self.least(value, row, sign))(jnp.asarray([1, -1], row.coefficients.dtype))
     return Interval(lower, -negative)
+
+  def least(self, value: Value, row: Row, sign: Any = 1) -> Any:
+    """A lower bound of `sign * <row, value>`."""
+    signed = dataclasses.replace(row, coefficients=sign * row.coefficients)
+    return self.concretise(*self.back({value.id: signed})).lower
 
   def concretise(self, ends: Mapping[int, Row], centre: Any) -> Interval:
     """The range of an affine function of the ends of a walk."""
@@ -203,6 +205,10 @@ class Walk:
     """
     if value.id in self.ends(value):  # the walk does not get away from it
       return self.env[value.id]
+    return self.over_elements(value, lambda row: self.bound(value, row), chunk)
+
+  def over_elements(self, value: Value, f: Callable[[Row], Any], chunk: int | None = None) -> Any:
+    """`f` of the rows on the single elements of `value`: its scalars become arrays of the shape of `value`."""
     moving = windows.moving_axes(self.program, value)
     counts = tuple(value.shape[i] for i in moving)
     spans = tuple(Span(moving.index(i), n) if i in moving else None for i, n in enumerate(value.shape))
@@ -214,19 +220,19 @@ class Walk:
 
       def element(j):
         hot = (jnp.arange(beside) == j).astype(value.dtype).reshape(shape)
-        return self.bound(value, Window(hot, position, spans, value.shape) if counts else Dense(hot))
+        return f(Window(hot, position, spans, value.shape) if counts else Dense(hot))
       return element
 
     if not counts:
-      flat = over_rows(at(0), value.size, self.width(), chunk)
-      return Interval(flat.lower.reshape(value.shape), flat.upper.reshape(value.shape))
-    flat = over_rows(lambda i: jax.vmap(at(i))(jnp.arange(beside)), value.size // beside, beside * self.width(),
-                     chunk and max(1, chunk // beside))
+      flat = over_rows(at(0), jnp.arange(value.size), self.width(), chunk)
+      return jax.tree.map(lambda x: x.reshape(value.shape), flat)
+    flat = over_rows(lambda i: jax.vmap(at(i))(jnp.arange(beside)), jnp.arange(value.size // beside),
+                     beside * self.width(), chunk and max(1, chunk // beside))
 
     def placed(x):
       x = x.reshape(*counts, *(n for i, n in enumerate(value.shape) if i not in moving))
       return jnp.moveaxis(x, range(len(counts)), moving)
-    return Interval(placed(flat.lower), placed(flat.upper))
+    return jax.tree.map(placed, flat)
 
   def width(self) -> int:
     """The number of elements of the largest perturbed value a row can rest on."""
@@ -234,15 +240,19 @@ class Walk:
                if v.id in self.program.perturbed)
 
 
-def over_rows(f: Callable[[Any], Any], n: int, width: int, chunk: int | None = None) -> Any:
-  """`f` on each of the row numbers 0 .. n-1, so many at a time.
+def over_rows(f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None = None) -> Any:
+  """`f` on each of some rows, so many at a time.
 
   Args:
-    f: row number -> any pytree.
-    n: number of rows.
+    f: what stands for one row (its number, for instance) -> any pytree.
+    rows: arrays of what stands for each row, along their first axis.
     width: elements that one row may occupy.
-    chunk: rows at a time; default as many as stay in the caches of a CPU, or fill an accelerator.
+    chunk: rows at a time; default as many as stay in the caches of a CPU, or fill an accelerator. Gradients compute
+      the rows of one chunk anew and keep nothing of the others.
   """
+  n = len(jax.tree.leaves(rows)[0])
   if chunk is None:  # 2**15 float32 are 128 KiB for each example of a batch
     chunk = max(1, (1 << 15 if jax.default_backend() == 'cpu' else 1 << 22) // max(width, 1))
-  return jax.vmap(f)(jnp.arange(n)) if n <= chunk else jax.lax.map(f, jnp.arange(n), batch_size=chunk)
+  if n <= chunk:
+    return jax.vmap(f)(rows)
+  return jax.lax.map(jax.checkpoint(f, prevent_cse=False), rows, batch_size=chunk)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import Elementwise, Interval, elementwise
+from ibpjax import Interval, nn
 from ibpjax.composites import Composite
 from ibpjax.patterns import grouped
 from ibpjax.program import evaluate, trace
@@ -73,10 +73,8 @@ def known(a, x):
   return jnp.asarray(a, x.dtype)
 
 
-@elementwise(Elementwise(lambda k, r: (jnp.zeros_like(r), r), trend=1, critical_is_trained=True))
 def ramp(x, r):
-  """ParamRamp with slope .1 outside of [0, r] (Lyu et al. 2021, section 3.1)."""
-  return .1 * x + .9 * jnp.clip(x, jnp.zeros_like(r), r)
+  return nn.param_ramp(x, r, .1)
 
 
 IMAGE = (1, 6, 5, 2)

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import AFFINE, CASES, centre_of, ramp
+from cases import AFFINE, CASES, centre_of
 from checks import box_around, contains, holds, inside, samples, widest_ratio
+from networks import ACTIVATIONS, NETWORKS, dense, random_network
 
 from ibpjax import Interval, adaptive, constant, crown, ibp, lbp, linear_bounds, linf_ball, lp_ball, tight
 from ibpjax.program import trace
@@ -66,47 +67,6 @@ def extreme(affine, box, sign):
   """The least (-1) or greatest (+1) value of an affine function over a box."""
   a, n = affine.coeffs[0], jnp.ndim(box.lower)
   return affine.bias + jnp.tensordot(a, box.centre, n) + sign * jnp.tensordot(jnp.abs(a), box.radius, n)
-
-
-# Random networks: shapes of the parameters, of the input, and how they are applied.
-
-def dense(params, x, activation):
-  *layers, (last, bias) = params
-  for w, b in layers:
-    x = activation(w @ x + b)
-  return last @ x + bias
-
-
-def residual(params, x, activation):
-  first, second, (last, bias) = params[:2], params[2:4], params[4]
-  y = x + dense(first, x, activation)
-  return last @ activation(y + dense(second, activation(y), activation)) + bias
-
-
-def convolutional(params, x, activation):
-  x = x.reshape(1, 6, 6, 1)
-  *kernels, (last, bias) = params
-  for (kernel, b), stride, padding in zip(kernels, (2, 1), ('SAME', 'VALID'), strict=True):
-    x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    x = activation(x + b.reshape(1, 1, 1, -1))
-  return last @ x.ravel() + bias
-
-
-NETWORKS = {dense: ([(6, 3), (6, 6), (5, 6), (2, 5)], 3), residual: ([(5, 4), (4, 5), (6, 4), (4, 6), (3, 4)], 4),
-            convolutional: ([(3, 3, 1, 3), (2, 2, 3, 2), (3, 8)], 36)}
-ACTIVATIONS = {'relu': jax.nn.relu, 'leaky relu': lambda z: jax.nn.leaky_relu(z, .1),
-               'ramp': lambda z: ramp(z, jnp.full_like(z, .4))}
-
-
-def random_network(network, seed):
-  """(params, centre of the inputs)."""
-  rng = np.random.default_rng(seed)
-  shapes, size = NETWORKS[network]
-  def outputs(shape):
-    return shape[-1] if len(shape) == 4 else shape[0]
-  params = [(jnp.asarray(rng.normal(size=s) * (1.4 * outputs(s) / np.prod(s)) ** .5),
-             jnp.asarray(.3 * rng.normal(size=outputs(s)))) for s in shapes]
-  return params, jnp.asarray(rng.normal(size=size))
 
 
 def methods(f):

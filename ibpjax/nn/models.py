@@ -5,6 +5,7 @@ logits. Weights and biases start from U(+-1/sqrt(fan_in)), as published.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,8 +52,18 @@ def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: i
   return [Pad(padding - inside), layer] if padding > inside else [layer]
 
 
+# A function of an array, or a class of layers that takes the shape of one example's neurons.
+Activation = Callable[..., Any]
+
+
+def activation_layer(activation: Activation, shape: tuple[int, ...]) -> Callable:
+  """What stands after an affine layer of so many neurons: a function, or a layer made for their shape."""
+  made = activation.func if isinstance(activation, functools.partial) else activation
+  return activation(shape) if isinstance(made, type) else activation
+
+
 def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[int], *,
-                  input_shape: tuple[int, int, int], classes: int, activation: Callable = jax.nn.relu,
+                  input_shape: tuple[int, int, int], classes: int, activation: Activation = jax.nn.relu,
                   batch_norm: bool = False, rngs: nnx.Rngs) -> Sequential:
   """Convolutions, then dense layers, an activation after each but the last.
 
@@ -61,25 +72,25 @@ def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[i
     hidden: widths of the hidden dense layers.
     input_shape: (height, width, channels) of one image.
     classes: number of logits.
-    activation: elementwise function.
+    activation: an elementwise function, or a class of layers such as `ParamRamp` (or a `functools.partial` of it).
     batch_norm: put BatchNorm before every activation.
     rngs: NNX random streams.
   """
   layers: list[Any] = []
   height, width, channels = input_shape
 
-  def activate(features):
-    layers.extend([BatchNorm(features)] if batch_norm else [])
-    layers.append(activation)
+  def activate(*shape):
+    layers.extend([BatchNorm(shape[-1])] if batch_norm else [])
+    layers.append(activation_layer(activation, shape))
 
   for features, size, stride, padding in convs:
     layers += conv(channels, features, size, stride, padding, rngs)
-    activate(features)
     height, width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
     if height < 1 or width < 1:
       raise ValueError(f'images of {input_shape[0]}x{input_shape[1]} are too small for this network: a {size}x{size} '
                        'convolution has no room. Use padding, or mlp')
     channels = features
+    activate(height, width, channels)
   layers.append(flatten)
   features_in = height * width * channels
   for features in hidden:
@@ -91,29 +102,31 @@ def convolutional(convs: Sequence[tuple[int, int, int, int]], hidden: Sequence[i
 
 
 def mlp(hidden: Sequence[int] = (256, 256), *, input_shape: tuple[int, ...] = (28, 28, 1), classes: int = 10,
-        activation: Callable = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
+        activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
   """A multilayer perceptron on the flattened input."""
   layers: list[Any] = [flatten]
   features_in = int(np.prod(input_shape))
   for features in hidden:
-    layers += [dense(features_in, features, rngs), activation]
+    layers += [dense(features_in, features, rngs), activation_layer(activation, (features,))]
     features_in = features
   return Sequential([*layers, dense(features_in, classes, rngs)])
 
 
 def dm_small(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, valid: bool = False,
-             rngs: nnx.Rngs) -> Sequential:
+             activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
   """DM-small: two convolutions, one hidden layer of 100; 828 806 parameters on MNIST.
 
   Args:
     valid: no padding (Gowal et al. 2018) in the place of padding 2 (Lyu et al. 2021).
+    activation: as in `convolutional`.
   """
   pad = 0 if valid else 2
-  return convolutional([(16, 4, 2, pad), (32, 4, 1, pad)], [100], input_shape=input_shape, classes=classes, rngs=rngs)
+  return convolutional([(16, 4, 2, pad), (32, 4, 1, pad)], [100], input_shape=input_shape, classes=classes,
+                       activation=activation, rngs=rngs)
 
 
 def dm_medium(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, valid: bool = False,
-              rngs: nnx.Rngs) -> Sequential:
+              activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
   """DM-medium: four convolutions, two hidden layers of 512; 2 466 282 parameters on MNIST.
 
   Args:
@@ -121,16 +134,18 @@ def dm_medium(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int =
   """
   one, two = (0, 0) if valid else (1, 2)
   return convolutional([(32, 3, 1, one), (32, 4, 2, two), (64, 3, 1, one), (64, 4, 2, two)], [512, 512],
-                       input_shape=input_shape, classes=classes, rngs=rngs)
+                       input_shape=input_shape, classes=classes, activation=activation, rngs=rngs)
 
 
-def wk_small(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, rngs: nnx.Rngs) -> Sequential:
+def wk_small(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10,
+             activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
   """The small network of Wong and Kolter (2018): two strided convolutions, one hidden layer of 100."""
-  return convolutional([(16, 4, 2, 1), (32, 4, 2, 1)], [100], input_shape=input_shape, classes=classes, rngs=rngs)
+  return convolutional([(16, 4, 2, 1), (32, 4, 2, 1)], [100], input_shape=input_shape, classes=classes,
+                       activation=activation, rngs=rngs)
 
 
 def cnn7(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
-         batch_norm: bool = True, rngs: nnx.Rngs) -> Sequential:
+         batch_norm: bool = True, activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
   """CNN-7: five 3x3 convolutions, one hidden layer of 8 * width; 17 192 650 parameters on CIFAR-10.
 
   Args:
@@ -138,10 +153,11 @@ def cnn7(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, 
     batch_norm: before every activation (Shi et al. 2021). Without it this is `dm_large`.
   """
   convs = [(width, 3, 1, 1), (width, 3, 1, 1), (2 * width, 3, 2, 1), (2 * width, 3, 1, 1), (2 * width, 3, 1, 1)]
-  return convolutional(convs, [8 * width], input_shape=input_shape, classes=classes, batch_norm=batch_norm, rngs=rngs)
+  return convolutional(convs, [8 * width], input_shape=input_shape, classes=classes, batch_norm=batch_norm,
+                       activation=activation, rngs=rngs)
 
 
 def dm_large(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
-             rngs: nnx.Rngs) -> Sequential:
+             activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
   """DM-large (Gowal et al. 2018): `cnn7` without batch normalisation; 17 190 602 parameters on CIFAR-10."""
-  return cnn7(input_shape=input_shape, classes=classes, width=width, batch_norm=False, rngs=rngs)
+  return cnn7(input_shape=input_shape, classes=classes, width=width, batch_norm=False, activation=activation, rngs=rngs)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ibpjax.nn.param_ramp import Height
+
 
 def natural_loss(logits: Any, labels: Any) -> Any:
   """Mean cross-entropy: logits (batch, classes), integer labels (batch,) -> scalar, in nats."""
@@ -20,8 +22,9 @@ def kl_divergence(logits: Any, others: Any) -> Any:
 
 
 def l1_norm(params: Any) -> Any:
-  """The sum of the magnitudes of all weights with two axes or more: kernels, not biases or scales."""
-  return sum((jnp.abs(w).sum() for w in jax.tree.leaves(params) if w.ndim > 1), start=jnp.zeros(()))
+  """The sum of the magnitudes of all weights with two axes or more: kernels, not biases, scales or heights of ramps."""
+  found = jax.tree.leaves(params, is_leaf=lambda w: isinstance(w, Height))
+  return sum((jnp.abs(w).sum() for w in found if not isinstance(w, Height) and w.ndim > 1), start=jnp.zeros(()))
 
 
 def robust_loss(lower: Any) -> Any:

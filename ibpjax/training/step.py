@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from ibpjax.interval import pytree
+from ibpjax.nn.param_ramp import ramps
 from ibpjax.nn.sequential import Sequential
 from ibpjax.training.losses import l1_norm, natural_loss
 from ibpjax.training.objectives import Objective, ibp_objective
@@ -48,7 +49,8 @@ def refuse_stock_batch_norm(model: nnx.Module) -> None:
 
 def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef: Any,
                optimizer: optax.GradientTransformation, eps: Callable, kappa: Callable,
-               objective: Objective | None = ibp_objective, l1: float = 0.) -> tuple[TrainState, dict[str, Any]]:
+               objective: Objective | None = ibp_objective, l1: float = 0.,
+               eta: Callable | None = None) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step on kappa * natural loss + (1 - kappa) * objective + l1 * sum of |weights|.
 
   Batch-norm statistics come from the clean batch; bounds and attacks share them, with gradients.
@@ -63,6 +65,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     eps, kappa: schedules, step -> value.
     objective: of `ibpjax.training.objectives`; None trains on the natural loss alone.
     l1: weight of the L1 norm of the kernels.
+    eta: schedule of the slope of all ParamRamps; None leaves it as it is.
 
   Returns:
     The next state, and the metrics, all scalars: loss, natural [nats], error (a fraction),
@@ -72,6 +75,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
   images, labels = batch
+  batch_stats = state.batch_stats if eta is None else _with_slope(graphdef, state, eta(state.step))
   radius, weight = jnp.asarray(eps(state.step)), jnp.asarray(kappa(state.step))
 
   def one(params, x):
@@ -79,7 +83,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     return model(x[None], stats)[0]
 
   def loss(params):
-    model = nnx.merge(graphdef, params, state.batch_stats)
+    model = nnx.merge(graphdef, params, batch_stats)
     logits, stats = model.with_statistics(images)
     natural = total = natural_loss(logits, labels)
     metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels))
@@ -92,7 +96,15 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
-  model = nnx.merge(graphdef, state.params, state.batch_stats)
+  model = nnx.merge(graphdef, state.params, batch_stats)
   model.record(stats)
   _, (_, batch_stats) = split(model)
   return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state, state.step + 1), metrics
+
+
+def _with_slope(graphdef: Any, state: TrainState, eta: Any) -> Any:
+  """The statistics and settings of a model, its ParamRamps with the slope eta."""
+  model = nnx.merge(graphdef, state.params, state.batch_stats)
+  for ramp in ramps(model):
+    ramp.eta[...] = jnp.asarray(eta, ramp.eta[...].dtype)
+  return split(model)[1][1]

@@ -1,0 +1,118 @@
+"""ParamRamp: a ramp that bends again at a trained height, and tightens bounds as it does."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from ibpjax.elementwise import Elementwise, elementwise
+
+LEAST_HEIGHT = 1e-4   # Lyu et al. 2021, section 3.1
+
+
+@elementwise(Elementwise(lambda k, r, eta: (jnp.zeros_like(r), r), trend=1, critical_is_trained=True))
+def _ramp(z, r, eta):
+  # At its bends the slope is that outside, as for jax.nn.relu: dead units and padded images sit exactly there.
+  beyond = jnp.where(z >= r, z - r, 0)
+  return jnp.where(z > 0, jnp.where(z >= r, r, z) + eta * beyond, eta * z)
+
+
+def param_ramp(z: Any, r: Any, eta: Any = 0.) -> Any:
+  """ParamRamp: eta z below 0, z in [0, r], eta (z - r) + r above r; element by element.
+
+  Args:
+    z: array of floats.
+    r: heights, broadcast to `z`; below 1e-4 they count as 1e-4, with the gradient as if they did not. Infinite heights
+      make this LeakyReLU of slope eta.
+    eta: slopes outside, broadcast to `z`, cut to [0, 1]; 0 is a flat ramp.
+
+  Source: Lyu et al. 2021, section 3.
+  """
+  z = jnp.asarray(z)
+  r, eta = jnp.asarray(r, z.dtype), jnp.clip(jnp.asarray(eta, z.dtype), 0, 1)
+  r = jnp.where(r < LEAST_HEIGHT, r + lax.stop_gradient(LEAST_HEIGHT - r), r)
+  return _ramp(z, r, eta)
+
+
+class Height(nnx.Param):
+  """A trained height, which is no kernel: weight penalties leave it out."""
+
+
+class Setting(nnx.Variable):
+  """A number that belongs to a model and is saved with it, but is not trained."""
+
+
+class ParamRamp(nnx.Module):
+  """A ParamRamp for each neuron, with heights that are trained and slopes that a schedule may change.
+
+  Before its heights are measured (`calibrated`) it is LeakyReLU of slope eta.
+
+  Args:
+    shape: of one example's neurons: (features,) or (height, width, channels).
+    eta: slope outside of [0, r].
+
+  Attributes:
+    r: heights, of that shape; trained.
+    eta: the slope, a scalar.
+    bent: whether the heights are in force.
+
+  Source: Lyu et al. 2021, section 3 and its supplement.
+  """
+
+  def __init__(self, shape: Sequence[int], eta: float = 0.):
+    if not 0 <= eta <= 1:
+      raise ValueError(f'eta is {eta}; a slope of ParamRamp outside of [0, r] lies between 0 and 1')
+    self.r = Height(jnp.ones(tuple(shape)))
+    self.eta = Setting(jnp.asarray(eta, jnp.float32))
+    self.bent = Setting(jnp.zeros((), bool))
+
+  def __call__(self, z: Any) -> Any:
+    """(batch, *shape) -> the same."""
+    return param_ramp(z, jnp.where(self.bent[...], self.r[...], jnp.inf), self.eta[...])
+
+
+def ramps(model: nnx.Module) -> list[ParamRamp]:
+  """The ParamRamps of a model."""
+  return [module for _, module in nnx.iter_modules(model) if isinstance(module, ParamRamp)]
+
+
+def calibrate(model: Any, batches: Iterable[Any]) -> None:
+  """Puts the heights of a model's ParamRamps in force, each at the mean of its neuron's output before it bends.
+
+  Args:
+    model: an `ibpjax.nn.Sequential`.
+    batches: all images of the training split, as the model takes them; not augmented.
+
+  Raises:
+    ValueError: there is no batch.
+
+  Source: Lyu et al. 2021, section 4 and its supplement; the released code.
+  """
+  found = ramps(model)
+  for ramp in found:
+    ramp.bent[...] = jnp.zeros((), bool)
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def sums(state, x):
+    outputs = []
+    for layer in nnx.merge(graphdef, state).layers:
+      x = layer(x)
+      if isinstance(layer, ParamRamp):
+        outputs.append(x.sum(0))
+    return outputs
+
+  totals, count = None, 0
+  for images in batches:
+    new = sums(state, images)
+    totals = new if totals is None else jax.tree.map(jnp.add, totals, new)
+    count += len(images)
+  if totals is None:
+    raise ValueError('no batch was given to measure the heights of ParamRamps on')
+  for ramp, total in zip((layer for layer in model.layers if isinstance(layer, ParamRamp)), totals, strict=True):
+    ramp.r[...] = jnp.maximum(total / count, LEAST_HEIGHT)
+    ramp.bent[...] = jnp.ones((), bool)

@@ -1,0 +1,155 @@
+"""alpha-CROWN: sound at any slopes, never looser than its start, tighter where slopes can be exchanged."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from checks import box_around, contains, holds, samples
+from networks import ACTIVATIONS, convolutional, dense, random_network, residual
+
+from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
+
+pytestmark = pytest.mark.usefixtures('x64')
+ALL = ACTIVATIONS | {'tanh': jnp.tanh, 'gelu': jax.nn.gelu, 'product': lambda z: z * jnp.flip(jnp.maximum(z, .1))}
+CASES = [*((dense, a) for a in ALL), (residual, 'relu'), (convolutional, 'relu'), (convolutional, 'ramp')]
+
+
+def relu_network(params, x):
+  return dense(params, x, jax.nn.relu)
+
+
+@pytest.mark.parametrize(('network', 'activation'), CASES)
+def test_sound_and_never_looser_than_its_start(network, activation):
+  def f(params, x):
+    return network(params, x, ALL[activation])
+  start, optimised = (jax.jit(m) for m in (crown(f), alpha_crown(f, steps=8)))
+  values = jax.jit(jax.vmap(f, (None, 0)))
+  gained = []
+  for seed in range(6):
+    params, x = random_network(network, seed)
+    box = box_around(x, (.05, .2, .5)[seed % 3])
+    found, before = optimised(params, box), start(params, box)
+    assert contains(before, found, 1e-12)
+    assert holds(found, values(params, samples(box, 3000, seed)))
+    gained.append(float(1 - found.width.sum() / before.width.sum()))
+  assert max(gained) > .005
+
+
+@pytest.mark.parametrize('most', [0, 1 << 22])
+@pytest.mark.parametrize('activation', [jax.nn.relu, jnp.tanh])
+def test_sound_at_any_slopes(activation, most, monkeypatch):
+  monkeypatch.setattr(alpha, '_MOST_OWN', most)
+  f = functools.partial(dense, activation=activation)
+  rng = np.random.default_rng(0)
+  params, x = random_network(dense, 1)
+  box = box_around(x, .3)
+  points = jax.vmap(f, (None, 0))(params, samples(box, 3000))
+  program, inputs, _ = alpha.opened(f, (params, box), {})
+  slopes = alpha.Slopes(program, adaptive, None, alpha.Forward, None)
+  (start, _), shares = slopes.start(inputs)
+  run = jax.jit(lambda shares: slopes.run(inputs, shares)[0])
+  for low, high in ((0, 1), (0, 1), (-3, 4)):
+    bounds = run(jax.tree.map(lambda t, low=low, high=high: jnp.asarray(rng.uniform(low, high, t.shape)), shares))
+    assert holds(bounds, [points])
+    assert not np.allclose(bounds[0].lower, start[0].lower)
+
+
+def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
+  params, x = random_network(dense, 0)
+  box = box_around(x, .5)
+  own = jax.jit(alpha_crown(relu_network))(params, box)
+  monkeypatch.setattr(alpha, '_MOST_OWN', 0)
+  shared = jax.jit(alpha_crown(relu_network))(params, box)
+  assert own.width.sum() < .99 * shared.width.sum() < .99 * crown(relu_network)(params, box).width.sum()
+
+
+def test_an_objective_says_what_is_wanted():
+  """All steps go into the lower bounds of margins that are not yet positive."""
+  params, x = random_network(dense, 2)
+  box = box_around(x, .4)
+  def low(bounds):
+    return -jnp.minimum(bounds.lower, 0).sum()
+  before, both, lower = (jax.jit(m)(params, box) for m in (
+      crown(relu_network), alpha_crown(relu_network), alpha_crown(relu_network, objective=low)))
+  assert low(lower) < low(both) < low(before)
+
+
+def test_the_tightest_of_all_steps_counts():
+  """At a rate at which the last step is far worse than the first."""
+  params, x = random_network(dense, 2)
+  box = box_around(x, .4)
+  wild = jax.jit(alpha_crown(relu_network, steps=4, optimizer=optax.sgd(1e3)))(params, box)
+  assert contains(crown(relu_network)(params, box), wild, 1e-12)
+
+
+def test_intermediate_bounds():
+  params, x = random_network(dense, 4)
+  box = box_around(x, .4)
+  bounds, inside = jax.jit(alpha_crown(relu_network, intermediates=True))(params, box)
+  start, before = crown(relu_network, intermediates=True)(params, box)
+  assert inside.bounds.keys() == before.bounds.keys()
+  assert all(contains(before.bounds[i], inside.bounds[i], 1e-12) for i in before.bounds)
+  by_ibp = jax.jit(alpha_crown(relu_network, intermediate='ibp'))(params, box)
+  assert contains(by_ibp, bounds, 1e-12)
+  assert contains(crown(relu_network, intermediate='ibp')(params, box), by_ibp, 1e-12)
+  assert contains(start, jax.jit(alpha_crown(relu_network, intermediate=before))(params, box), 1e-12)
+
+
+def test_transformations_compose():
+  params, x = random_network(dense, 3)
+  boxes = linf_ball(jnp.stack([x, -x, 2 * x]), .3)
+  method = alpha_crown(relu_network, steps=3, lines=tight, chunk=4)
+  batched = jax.jit(jax.vmap(method, (None, 0)))(params, boxes)
+  one = method(params, Interval(boxes.lower[1], boxes.upper[1]))
+  np.testing.assert_allclose(batched.lower[1], one.lower, rtol=1e-9)
+  np.testing.assert_allclose(batched.upper[1], one.upper, rtol=1e-9)
+
+
+def test_gradients_are_those_of_the_last_slopes():
+  params, x = random_network(dense, 3)
+  box = box_around(x, .3)
+  program, inputs, _ = alpha.opened(relu_network, (params, box), {})
+  slopes = alpha.Slopes(program, adaptive, None, alpha.Forward, None)
+  leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda v: isinstance(v, Interval))
+
+  @jax.jit
+  def of_slopes(w):
+    best, shares = slopes.start(inputs)
+
+    def loss(s):
+      found = slopes.run(inputs, s)
+      return alpha.total_width(found[0]), found
+    shares, _ = alpha._descend(loss, optax.adam(.25), 3, shares, best)
+    return alpha.total_width(slopes.run(jax.tree.unflatten(tree, [w, *leaves[1:]]), shares)[0])
+
+  def optimised(w):
+    method = alpha_crown(relu_network, steps=3, optimizer=optax.adam(.25))
+    return method([(w, params[0][1]), *params[1:]], box).width.sum()
+  found = jax.jit(jax.grad(optimised))(leaves[0])
+  np.testing.assert_allclose(found, jax.grad(of_slopes)(leaves[0]), rtol=1e-6, atol=1e-9)
+  assert np.abs(found).max() > .1
+
+
+def test_balls_loops_and_functions_without_slopes():
+  params, x = random_network(dense, 1)
+  ball = lp_ball(x, .3, 2.)
+  found = jax.jit(alpha_crown(relu_network, steps=3))(params, ball)
+  assert contains(crown(relu_network)(params, ball), found, 1e-12)
+
+  def loop(x):
+    return jax.lax.scan(lambda c, _: (jnp.tanh(c[::-1] + x), jax.nn.relu(c)), jax.nn.relu(x), length=3)
+  box = box_around(x, .2)
+  found = jax.jit(alpha_crown(loop, steps=3))(box)
+  assert contains(jax.jit(crown(loop))(box), found, 1e-12)
+  assert holds(found, jax.vmap(loop)(samples(box, 2000)))
+  affine = alpha_crown(lambda x: (3 * x, x[0] - x[1]))(box)
+  assert contains(affine, ibp(lambda x: (3 * x, x[0] - x[1]), elide=True)(box), 1e-12)
+
+
+def test_bad_arguments():
+  with pytest.raises(ValueError, match='steps is 0'):
+    alpha_crown(relu_network, steps=0)
+  with pytest.raises(ValueError, match='intermediate is'):
+    alpha_crown(relu_network, intermediate='interval')
