@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ibpjax import lines as choices
+from ibpjax.crown import crown
 from ibpjax.ibp import ibp
-from ibpjax.interval import linf_ball
+from ibpjax.interval import Intermediates, Interval, linf_ball
+from ibpjax.lines import Lines, chord
 from ibpjax.margins import margins
 from ibpjax.training.attacks import pgd, usual_step
 from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
@@ -40,6 +43,86 @@ def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: An
   del logits, key
   lower = margin_bounds(f, params, images, labels, eps, clip)
   return robust_loss(lower), dict(verified_error=jnp.mean(~(lower.min(-1) > 0)))
+
+
+def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
+                    beta: Callable[[Any], Any], intermediate: str = 'ibp', lines: Lines = choices.adaptive,
+                    clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
+  """The robust loss by beta * (bounds of CROWN) + (1 - beta) * (elided interval bounds) of the margins.
+
+  A mixture of lower bounds is one. While beta is 0, and at eps 0, where all bounds are equal, CROWN is not run.
+
+  Args:
+    beta: eps -> weight in [0, 1]; from 1 at small radii to 0 at the last (CROWN-IBP), for instance.
+    intermediate: where the bounds of values inside the network come from: 'ibp' or 'lbp' (see `crown`).
+    lines: the choice of slopes.
+
+  Metrics: verified_error, the fraction that the mixed bounds do not verify; beta.
+  Source: Zhang et al. 2020; Lyu et al. 2021, section 5.1 of the supplement.
+  """
+  del logits, key
+  def one(params, x, label):
+    return margins(f(params, x), label)
+
+  def linear(params, box, label, bounds, inside):
+    del bounds
+    given = inside if intermediate == 'ibp' else intermediate
+    return crown(one, intermediate=given, lines=lines)(params, box, label).lower
+
+  lower, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta, lambda b: b.lower)
+  return robust_loss(lower), dict(verified_error=jnp.mean(~(lower.min(-1) > 0)), beta=weight)
+
+
+def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
+                    beta: Callable[[Any], Any], lines: Lines = choices.adaptive,
+                    clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
+  """The robust loss by CROWN-IBP of one scalar, the sum over the other classes of exp(-margin): loss fusion.
+
+  Between interval bounds [a, b] of -margin, exp lies below its chord. The chords of all classes sum to one linear
+  function of the margins, which one row bounds, however many classes there are.
+
+  Args:
+    beta: as in `crown_objective`; the mixture is of the bounds of the sum.
+    lines: the choice of slopes.
+
+  Metrics: beta. What is verified is not known, as margins have no bounds of their own.
+  Source: Xu et al. 2020, section 3.3.
+  """
+  del logits, key
+  def one(params, x, label):
+    return margins(f(params, x), label)
+
+  def shifted(bounds):  # -margins less the greatest that they may be, or 0 if that is greater
+    shift = lax.stop_gradient(jnp.maximum(-bounds.lower.min(), 0))
+    return -bounds.upper - shift, -bounds.lower - shift, shift
+
+  def linear(params, box, label, bounds, inside):
+    a, b, shift = shifted(bounds)
+    slope = chord(jnp.exp, a, b)
+    least = crown(one, intermediate=inside, lines=lines, rows=slope[None])(params, box, label).lower[0]
+    total = jnp.exp(-shift) + jnp.sum(jnp.exp(a) - slope * (a + shift)) - least
+    return jnp.log(jnp.maximum(total, jnp.finfo(total.dtype).tiny)) + shift
+
+  def plain(bounds):
+    _, b, shift = shifted(bounds)
+    return jnp.log(jnp.exp(-shift) + jnp.exp(b).sum()) + shift
+
+  loss, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta, plain)
+  return loss.mean(), dict(beta=weight)
+
+
+def _mixed(one: Callable, linear: Callable[[Any, Interval, Any, Interval, Intermediates], Any], params: Any,
+           box: Interval, labels: Any, eps: Any, beta: Callable[[Any], Any],
+           plain: Callable[[Interval], Any]) -> tuple[Any, Any]:
+  """beta * linear + (1 - beta) * plain of the elided interval bounds of `one`, for each example; and beta."""
+  over = (None, 0, 0)
+  bounds, inside = jax.vmap(ibp(one, elide=True, intermediates=True), over)(params, box, labels)
+  by_ibp, weight = jax.vmap(plain)(bounds), jnp.asarray(beta(eps), jnp.float32)
+
+  def mixture():
+    found = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, inside)
+    return weight * found + (1 - weight) * by_ibp
+  return lax.cond((weight > 1e-5) & (eps > 0), mixture, lambda: by_ibp), weight
 
 
 def pgd_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
