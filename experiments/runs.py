@@ -1,6 +1,7 @@
 """What a run is on disk: a folder with config.json, metrics.jsonl, checkpoints/; and the model that it holds."""
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -22,6 +23,7 @@ from ibpjax.training.checkpoints import Checkpoints, fill
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
     'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'dm_large': nn.dm_large,
     'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
+ACTIVATIONS: dict[str, Callable[..., Any]] = {'relu': jax.nn.relu, 'param_ramp': nn.ParamRamp}
 # Flags that are options of some models only.
 OPTIONS = {'hidden': ['mlp'], 'width': ['cnn7', 'dm_large'], 'valid': ['dm_small', 'dm_medium']}
 # Flags that say how and where a run is done, not what is computed: these may change when it goes on.
@@ -30,12 +32,14 @@ CIRCUMSTANCES = {'out', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minute
 
 def build_model(config: dict[str, Any], facts: Facts, seed: int) -> nn.Sequential:
   """A freshly initialised model for the images of a dataset, its normalisation the first layer."""
-  name, options = config['model'], {}
+  name, options = config['model'], dict[str, Any]()
   for option, models in OPTIONS.items():
     if config.get(option):
       if name not in models:
         raise ValueError(f'--{option} is an option of {" and ".join(models)}, not of {name}: leave it out')
       options[option] = config[option]
+  if config.get('activation', 'relu') != 'relu':
+    options['activation'] = functools.partial(ACTIVATIONS[config['activation']], eta=config['eta'])
   model = MODELS[name](input_shape=facts.shape, classes=facts.classes, rngs=nnx.Rngs(seed), **options)
   if any(facts.mean) or set(facts.std) != {1.}:
     model = nn.Sequential([nn.Normalise(facts.mean, facts.std), *model.layers])

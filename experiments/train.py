@@ -6,6 +6,7 @@ r"""Trains a classifier with guaranteed bounds and writes its run to a folder.
 
 The same command goes on with a run that was stopped or killed, and ends as if it had never stopped.
 """
+import dataclasses
 import functools
 import itertools
 import json
@@ -27,7 +28,7 @@ from tqdm import tqdm
 import ibpjax
 from experiments import datasets, logs, pipeline, plots, runs
 from experiments.flags import define_integers, define_radius
-from ibpjax import training
+from ibpjax import nn, training
 from ibpjax.training import augment
 from ibpjax.training.checkpoints import CheckpointError, fill
 
@@ -41,7 +42,15 @@ flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
 define_integers('hidden', [], 'Widths of the hidden layers of mlp.', least=1)
 flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn7 and dm_large.', 1)
 flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium (Gowal et al. 2018).')
-flags.DEFINE_enum('loss', 'ibp', ['ibp', 'pgd', 'trades', 'natural'], 'What is minimised beside the natural loss.')
+flags.DEFINE_enum('activation', 'relu', list(runs.ACTIVATIONS), 'Of all hidden layers.')
+flags.DEFINE_float('eta', 0., 'Slope of param_ramp outside of its bends, at the beginning.', 0., 1.)
+flags.DEFINE_float('eta_end', None, 'Slope of param_ramp at the end; by default it does not change.', 0., 1.)
+define_integers('eta_epochs', [70, 140], 'Epochs after which the slope starts to change and has changed, in a line.',
+                least=0, distinct=True)
+flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'pgd', 'trades', 'natural'],
+                  'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
+flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
+                   'interval bounds once eps has its value; linear in eps, from 1 before the ramp.', 0., 1.)
 flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training by pgd and trades.', 1)
 flags.DEFINE_float('trades_weight', 6., 'Weight of the divergence in trades.', 0.)
 define_radius('eps', .1, 'Radius of the l-infinity ball to train for; pixels lie in [0, 1].')
@@ -79,6 +88,11 @@ def check_flags() -> None:
   if FLAGS.warmup_epochs + FLAGS.ramp_epochs > FLAGS.epochs:
     raise app.UsageError(f'--epochs={FLAGS.epochs} ends before the ramp of eps does: it needs --warmup_epochs + '
                          f'--ramp_epochs = {FLAGS.warmup_epochs + FLAGS.ramp_epochs}')
+  if FLAGS.activation != 'param_ramp' and (FLAGS.eta or FLAGS.eta_end is not None):
+    raise app.UsageError(f'--eta and --eta_end are options of --activation=param_ramp, not of {FLAGS.activation}')
+  if FLAGS.eta_end is not None and not (len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[-1] <= FLAGS.epochs):
+    raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
+                         f'the second not after --epochs={FLAGS.epochs}')
   if not FLAGS.seeds:
     raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
@@ -91,9 +105,21 @@ def objective_and_schedules(per_epoch: int) -> dict[str, Any]:
   eps = getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp)
   pgd = functools.partial(training.pgd_objective, steps=FLAGS.pgd_steps)
   trades = functools.partial(training.trades_objective, steps=FLAGS.pgd_steps, weight=FLAGS.trades_weight)
-  objective = dict(ibp=training.ibp_objective, pgd=pgd, trades=trades, natural=None)[FLAGS.loss]
+  beta = lambda radius: 1 + radius / FLAGS.eps * (FLAGS.beta_end - 1) if FLAGS.eps else 1.
+  linear = functools.partial(training.crown_objective, beta=beta)
+  objective = {'ibp': training.ibp_objective, 'pgd': pgd, 'trades': trades, 'natural': None,
+               'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
+               'fused': functools.partial(training.fused_objective, beta=beta)}[FLAGS.loss]
   kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
-  return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1)
+  return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1, eta=slopes(per_epoch))
+
+
+def slopes(per_epoch: int) -> training.schedules.Schedule | None:
+  """The schedule of the slope of param_ramp; None if it does not change."""
+  if FLAGS.eta_end is None:
+    return None
+  first, last = FLAGS.eta_epochs
+  return training.linear(FLAGS.eta_end, first * per_epoch, (last - first) * per_epoch, initial=FLAGS.eta)
 
 
 def optimizer_for(per_epoch: int) -> optax.GradientTransformation:
@@ -135,6 +161,15 @@ def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
                     axis=0)
     return {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
   return evaluate
+
+
+def bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, split: Any) -> training.TrainState:
+  """The state with the heights of param_ramp in force, each at the mean output of its neuron over a split."""
+  model = nnx.merge(graphdef, state.params, state.batch_stats)
+  nn.calibrate(model, (prepared(facts, images, None)
+                       for images, _ in pipeline.evaluation_batches(split, 1000, FLAGS.workers)))
+  _, (params, batch_stats) = training.split(model)
+  return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
 def refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
@@ -203,6 +238,8 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   last, seconds = time.monotonic(), lambda: before + time.monotonic() - begun
   with tqdm(total=total, initial=start, desc=str(out), unit='step', disable=None) as bar:
     for number, images, labels in steps(feed, per_epoch, start, total):
+      if nn.ramps(model) and number == FLAGS.warmup_epochs * per_epoch + 1:  # the first step with eps > 0
+        now['state'] = bent(graphdef, now['state'], facts, data.train)
       now['state'], now['sums'], metrics = advance(now['state'], now['sums'], images, labels)
       jax.block_until_ready(metrics)
       bar.update()
@@ -212,7 +249,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         means = {k: float(v) / per_epoch for k, v in now['sums'].items()}
         means |= {f'train_{k}': 100 * means.pop(k) for k in list(means) if k.endswith('error')}  # per cent, as below
         refuse_divergence(means, now['state'].params, epoch)
-        means |= {k: float(metrics[k]) for k in ('eps', 'kappa') if k in metrics}
+        means |= {k: float(metrics[k]) for k in ('eps', 'kappa', 'beta') if k in metrics}
         now['sums'] = zeros()
         if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
           now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1

@@ -169,9 +169,9 @@ while True:
     newest = step
 
 
-FLAGS = ['--model=mlp', '--hidden=32', '--epochs=6', '--warmup_epochs=1', '--ramp_epochs=3', '--eps=.02',
-         '--milestones=', '--batch_size=256', '--checkpoint_minutes=0', '--swa_from=4', '--accumulate=2',
-         '--gradient_clip=1', '--validation=200']
+FLAGS = ['--model=mlp', '--hidden=32', '--activation=param_ramp', '--eta=.02', '--eta_end=0', '--eta_epochs=2,5',
+         '--epochs=6', '--warmup_epochs=1', '--ramp_epochs=3', '--eps=.02', '--milestones=', '--batch_size=256',
+         '--checkpoint_minutes=0', '--swa_from=4', '--accumulate=2', '--gradient_clip=1', '--validation=200']
 
 
 def training(out, *more):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments import datasets, runs, train
 from experiments.datasets import Split
-from ibpjax import training
+from ibpjax import nn, training
 
 FLAGS = flags.FLAGS
 pytestmark = pytest.mark.usefixtures('promotion')  # optax's Adam
@@ -81,6 +81,28 @@ def test_schedules(given):
   assert train.objective_and_schedules(10)['l1'] == .25
 
 
+def test_slopes_of_ramps(given):
+  given('--activation=param_ramp', '--eta=.01', '--eta_end=0', '--eta_epochs=2,6')
+  slope = train.objective_and_schedules(10)['eta']
+  np.testing.assert_allclose([float(slope(s)) for s in (0, 20, 40, 60, 79)], [.01, .01, .005, 0, 0], atol=1e-9)
+  given('--activation=param_ramp', '--eta=.01')
+  assert train.objective_and_schedules(10)['eta'] is None
+
+
+def test_ramps_bend_at_the_first_radius(given):
+  given('--model=mlp', '--hidden=8', '--activation=param_ramp')
+  facts, data = datasets.FACTS['digits'], datasets.load('digits', '')
+  config = dict(model='mlp', hidden=[8], activation='param_ramp', eta=.25)
+  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), train.optimizer_for(1))
+  model = nnx.merge(graphdef, state.params, state.batch_stats)
+  after = train.bent(graphdef, state, facts, data.train)
+  ramp, = nn.ramps(nnx.merge(graphdef, after.params, after.batch_stats))
+  assert bool(ramp.bent[...])
+  assert float(ramp.eta[...]) == .25
+  x = model.layers[1](facts.pixels(data.train.images).reshape(len(data.train), -1))
+  np.testing.assert_allclose(ramp.r[...], np.maximum(np.where(x > 0, x, .25 * x).mean(0), 1e-4), rtol=1e-4)
+
+
 def one_step(*arguments, given):
   """The metrics of a step that the flags describe."""
   given('--model=mlp', '--hidden=8', '--eps=.3', '--warmup_epochs=0', '--ramp_epochs=0', '--pgd_steps=3', *arguments)
@@ -95,8 +117,13 @@ def one_step(*arguments, given):
 
 
 def test_losses(given):
-  found = {loss: one_step(f'--loss={loss}', given=given) for loss in ('ibp', 'pgd', 'trades', 'natural')}
-  assert len({round(m['loss'], 5) for m in found.values()}) == 4
+  found = {loss: one_step(f'--loss={loss}', given=given) for loss in (
+      'ibp', 'pgd', 'trades', 'natural', 'crown-ibp', 'crown-lbp', 'fused')}
+  assert len({round(m['loss'], 5) for m in found.values()}) == 4  # beta has come to 0: the linear ones are ibp
+  for loss in ('crown-ibp', 'crown-lbp', 'fused'):
+    kept = one_step(f'--loss={loss}', '--beta_end=1', given=given)
+    assert found[loss]['beta'] == pytest.approx(0, abs=1e-6)
+    assert found['pgd']['robust'] < kept['robust'] < found['ibp']['robust'] == pytest.approx(found[loss]['robust'])
   assert found['natural']['loss'] == found['natural']['natural']
   assert not {'eps', 'kappa', 'robust'} & found['natural'].keys()
   assert found['ibp']['robust'] > found['pgd']['robust'] > found['natural']['natural']
