@@ -11,11 +11,12 @@ from ibpjax.linear import Affine, LinearBounds, linear_bounds
 from ibpjax.lines import adaptive, constant, tight
 from ibpjax.margins import batched, margins
 from ibpjax.verification.certify import Certificate, certify
+from ibpjax.verification.radius import certified_radius
 
 METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 
 __all__ = [
     'Affine', 'Certificate', 'Elementwise', 'Intermediates', 'Interval', 'LinearBounds', 'LpBall', '__version__',
-    'adaptive', 'alpha_crown', 'batched', 'certify', 'constant', 'crown', 'elementwise', 'ibp', 'lbp', 'linear_bounds',
-    'linf_ball', 'lp_ball', 'margins', 'nn', 'tight',
+    'adaptive', 'alpha_crown', 'batched', 'certified_radius', 'certify', 'constant', 'crown', 'elementwise', 'ibp',
+    'lbp', 'linear_bounds', 'linf_ball', 'lp_ball', 'margins', 'nn', 'tight',
 ]

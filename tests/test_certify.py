@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import ibpjax
-from ibpjax import certify, linf_ball, margins, nn, training
+from ibpjax import certified_radius, certify, linf_ball, margins, nn, training
 from ibpjax.verification.certify import METHODS
 
 KEY = jax.random.key(0)
@@ -59,6 +59,25 @@ def test_linear_methods_verify_more_than_interval_bounds():
   for method in METHODS:
     assert bool(jnp.all(found[method].lower >= found['ibp'].lower - 1e-5))
   assert int(found['ibp'].verified.sum()) < int(found['crown-ibp'].verified.sum()) <= int(found['crown'].verified.sum())
+
+
+@pytest.mark.parametrize('method', ['ibp', 'crown', 'alpha-crown'])
+def test_certified_radii(method):
+  """Each is certified itself, a little more is not; and points that attacks find lie beyond."""
+  params = params_of()
+  labels = predictions(params).at[0].add(1) % 4
+  radii = certified_radius(f, params, XS, labels, .2, steps=10, method=method)
+  assert bool(certify(f, params, XS[1:], labels[1:], radii[1:], method=method).verified.all())
+  more = certify(f, params, XS[1:], labels[1:], jnp.minimum(radii[1:] + .2 / 2 ** 9, .2), method=method).verified
+  assert not bool(jnp.any(more & (radii[1:] < .2)))
+  assert float(radii[0]) == 0
+  assert len(set(np.asarray(radii).tolist())) > 20
+  _, worst = training.pgd(f, params, XS[1:], labels[1:], float(radii[1:].min()), KEY, steps=30)
+  assert bool(jnp.all(worst > 0))
+  with pytest.raises(ValueError, match='steps is 0'):
+    certified_radius(f, params, XS, labels, .2, steps=0)
+  with pytest.raises(ValueError, match='one radius, or one for each'):
+    certify(f, params, XS, labels, radii[:5], method=method)
 
 
 def test_smaller_norm_balls_are_certified_more_often():

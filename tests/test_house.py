@@ -17,7 +17,7 @@ FLOORS = [{'_version', 'interval'}, {'program', 'lines', 'margins'}, {'affine', 
           {'exact', 'functions', 'loops', 'reductions', 'windows'}, {'composites', 'planes'}, {'elementwise'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
-          {'linear'}, {'nn'},
+          {'alpha', 'linear'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ibpjax.alpha import alpha_crown
 from ibpjax.crown import crown
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
@@ -23,6 +24,8 @@ METHODS: dict[str, Callable[..., Callable]] = {
     'lbp': functools.partial(lbp, round_outward=True),
     'crown-lbp': functools.partial(crown, intermediate='lbp', round_outward=True),
     'crown': functools.partial(crown, round_outward=True),
+    'alpha-crown': lambda f, intersect: alpha_crown(
+        f, intersect=intersect, round_outward=True, objective=lambda bounds: -jnp.minimum(bounds.lower, 0).sum()),
 }
 NORMS = {'linf': np.inf, 'l2': 2., 'l1': 1.}
 
@@ -65,11 +68,11 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     xs: (batch, ...) examples, floats, unperturbed.
     spec: (batch,) integer labels, to certify all margins z_y - z_j; or rows (C, d), C of shape
       (rows, classes) and d of shape (rows,), to certify C z + d > 0 for every example.
-    eps: radius in the units of `xs`, a scalar.
+    eps: radius in the units of `xs`, a scalar, or (batch,) radii, one for each example.
     norm: 'linf', 'l2' or 'l1'.
     clip: valid range of the inputs; the l-infinity ball is cut to it. None for no range.
     method: how bounds are computed, from fast and loose to slow and tight: 'ibp' (elided), 'crown-ibp', 'lbp',
-      'crown-lbp' or 'crown'.
+      'crown-lbp', 'crown' or 'alpha-crown', which optimises the bounds that are not positive.
     intersect: intersect the bounds of linear methods with those of interval arithmetic wherever these are needed, so
       that no method verifies less than 'ibp'.
 
@@ -80,7 +83,7 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     TypeError, ValueError: bad argument, named with its remedy.
     RuntimeError: a bound excludes the value at the example itself, which no sound bound does.
 
-  Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021.
+  Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021; Xu et al. 2021.
   """
   if method not in METHODS:
     raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
@@ -90,8 +93,10 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
   if not jnp.issubdtype(xs.dtype, jnp.floating):
     raise TypeError(f'xs has dtype {xs.dtype}: convert images to floats first, e.g. xs.astype(jnp.float32) / 255')
   check_eps(eps)
+  if jnp.shape(eps) not in ((), xs.shape[:1]):
+    raise ValueError(f'eps has shape {jnp.shape(eps)} for {len(xs)} examples: give one radius, or one for each')
   if clip is not None:
-    if concrete(eps) and norm == 'linf' and float(eps) > clip[1] - clip[0]:
+    if concrete(eps) and norm == 'linf' and np.max(eps, initial=0) > clip[1] - clip[0]:
       raise ValueError(f'eps is {eps}, more than the whole range {clip} of the inputs: give it in their units '
                        '(8/255 and not 8)')
     if concrete(xs) and not np.all((np.asarray(xs) >= clip[0]) & (np.asarray(xs) <= clip[1])):
@@ -112,8 +117,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
       raise ValueError(f'spec has shapes {spec[0].shape} and {spec[1].shape}; the rows of C z + d > 0 have shapes '
                        f'(rows, {classes[0]}) and (rows,)')
   code = digest(f, params, xs[0]) if len(xs) else ''
-  certificate = _bounds(f, params, xs, spec, eps, code=code, norm=norm, clip=clip, labelled=labelled,
-                        method=method, intersect=intersect)
+  certificate = _bounds(f, params, xs, spec, jnp.asarray(eps, xs.dtype), code=code, norm=norm, clip=clip,
+                        labelled=labelled, method=method, intersect=intersect)
   if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '
                        'report it with the function and the inputs')
@@ -128,10 +133,10 @@ def _bounds(f, params, xs, spec, eps, *, code, norm, clip, labelled, method, int
     z = f(params, x)
     return margins(z, spec) if labelled else spec[0] @ z + spec[1]
 
-  def one(params, x, spec):
+  def one(params, x, spec, eps):
     ball = linf_ball(x, eps, *(clip or ())) if norm == 'linf' else lp_ball(x, eps, NORMS[norm])
     lower = METHODS[method](specification, intersect=intersect)(params, ball, spec).lower
     return Certificate(lower, specification(params, x, spec))
 
   with jax.default_matmul_precision('highest'):
-    return jax.vmap(one, in_axes=(None, 0, 0 if labelled else None))(params, xs, spec)
+    return jax.vmap(one, in_axes=(None, 0, 0 if labelled else None, 0 if eps.ndim else None))(params, xs, spec, eps)
