@@ -6,7 +6,6 @@
 Killed at any moment, the same command goes on. What is written, beside pictures: `certificates.jsonl`, a record an
 example and eps (`evaluation.Cascade`), and `certificate.json`, settings and summary (`report.summarise`).
 """
-import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -16,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from flax import nnx
 
 import ibpjax
-from experiments import datasets, evaluation, pipeline, plots, runs
+from experiments import evaluation, plots, runs
 from experiments.flags import define_radii
-from ibpjax.training import augment
+from experiments.opened import open_run
 from ibpjax.verification.certify import METHODS
 from ibpjax.verification.report import radius_text
 
@@ -37,46 +35,6 @@ flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'Which examples.')
 flags.DEFINE_integer('examples', None, 'Only so many, the first ones; the default is all.', 1)
 flags.DEFINE_integer('seed', 0, 'Of the random starts and samples.')
 flags.DEFINE_string('data_dir', None, 'Folder of the data; the default is the one of the run.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """A trained run and the examples to certify.
-
-  Attributes:
-    f: (params, pixels of one example) -> logits.
-    params: its first argument.
-    images, labels: the first examples of a split, as they are stored.
-    of: the number of all examples of the split.
-    facts: of the dataset.
-    config: the flags of the run.
-  """
-  f: Callable
-  params: Any
-  images: np.ndarray
-  labels: np.ndarray
-  of: int
-  facts: datasets.Facts
-  config: dict[str, Any]
-
-
-def open_run(run: pathlib.Path, data_dir: str | None, split: str, examples: int | None) -> Opened:
-  """A run and the first examples of a split, or one clear error."""
-  config = runs.read_config(run)
-  data = datasets.load(config['dataset'], data_dir or config['data_dir'], config['validation'])
-  part = data.test if split == 'test' else data.validation
-  if part is None:
-    raise ValueError(f'{run} held out no examples for validation: use --split=test')
-  graphdef, params = runs.trained(run, data.facts)
-  total = len(part)
-  part = part.take(np.arange(min(total, examples or total)))
-  batches = [(augment.centre_crop(x, data.facts.shape[0]), y) for x, y in pipeline.evaluation_batches(part, 1000)]
-  images, labels = map(np.concatenate, zip(*batches))
-
-  def model(params, x):
-    return nnx.merge(graphdef, *params)(x)
-
-  return Opened(ibpjax.batched(model), params, images, labels, total, data.facts, config)
 
 
 def draw_boxes(path: pathlib.Path, f: Callable, params: Any, x: Any, title: str, eps: float, key: Any) -> None:

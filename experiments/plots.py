@@ -1,4 +1,4 @@
-"""Pictures of runs: learning curves, interval widths through the layers, errors against eps and against each other."""
+"""Pictures of runs: learning curves, widths of bounds, states of neurons, errors against eps and against each other."""
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -132,6 +132,45 @@ def tradeoff(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
   axis.set(xlabel='natural error [%]', ylabel='verified error [%]', xlim=(max(0, left), right),
            ylim=(max(0, bottom), min(102, top)), title='bars: 95 % (Wilson), or ± standard deviation over seeds')
   _finish(figure, axis, path, labels)
+
+
+def tightness(path: pathlib.Path, radii: list[float], widths: dict[str, list[list[float]]], title: str) -> None:
+  """Mean widths of the outputs against the radius, and of all layers at the middle one of the radii.
+
+  Args:
+    path: where the picture goes.
+    radii: ascending.
+    widths: method -> for each radius the mean widths of the layers, the outputs last. Names of one method with
+      different lines differ behind a comma; they have one colour.
+    title: one line.
+  """
+  figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout='constrained')
+  methods = list(dict.fromkeys(name.split(',')[0] for name in widths))
+  middle = len(radii) // 2
+  for name, found in widths.items():
+    style = dict(color=f'C{methods.index(name.split(",")[0])}', linestyle='--' if name.endswith('adaptive') else '-',
+                 marker='o', markersize=3, linewidth=1.2, label=name)
+    left.plot(radii, [layers[-1] for layers in found], **style)
+    right.plot(range(1, len(found[middle]) + 1), found[middle], **style)
+  left.set(xscale='log', yscale='log', xlabel='eps, pixels in [0, 1]', ylabel='mean width of the outputs', title=title)
+  right.set(yscale='log', xlabel='layer', ylabel='mean width of its values', title=f'eps {radius_text(radii[middle])}')
+  right.xaxis.set_major_locator(MaxNLocator(integer=True))
+  left.spines[['top', 'right']].set_visible(False)
+  _finish(figure, right, path)
+
+
+def neuron_states(path: pathlib.Path, layers: list[dict[str, float]], title: str) -> None:
+  """Which fraction of the neurons of each layer is in which state, as bars."""
+  figure, axis = plt.subplots(figsize=(max(6, 1.2 * len(layers)), 3.8), layout='constrained')
+  bottom = np.zeros(len(layers))
+  for state in layers[0]:
+    heights = np.array([layer[state] for layer in layers])
+    if heights.any():
+      axis.bar(range(1, len(layers) + 1), heights, bottom=bottom, width=.7, label=state)
+      bottom += heights
+  axis.set(xlabel='layer', ylabel='fraction of neurons', ylim=(0, 1), title=title)
+  axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+  _finish(figure, axis, path)
 
 
 def _colours(n: int) -> list[Any]:

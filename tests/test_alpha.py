@@ -66,7 +66,7 @@ def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
 
 
 def test_an_objective_says_what_is_wanted():
-  params, x = random_network(dense, 2)
+  params, x = random_network(dense, 3)
   box = box_around(x, .4)
   def low(bounds):
     return -jnp.minimum(bounds.lower, 1).sum()

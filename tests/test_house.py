@@ -103,6 +103,18 @@ def test_train_and_certify_end_to_end(tmp_path):
   wrong = sum(r['verdict'] == 'misclassified' for r in records) / 2
   assert 100 * wrong / 500 == pytest.approx(lines[-1]['test_error'], abs=1)
 
+  measured = run('experiments.tightness', f'--run={out}/seed1', '--methods=CROWN-IBP', '--examples=30',
+                 '--eps=.001,.01', '--margin_eps=5/255')
+  assert measured.returncode == 0, measured.stderr
+  for name in ('tightness.png', 'neurons.png'):
+    assert (out / 'seed1' / name).read_bytes().startswith(b'\x89PNG')
+  tightness = json.loads((out / 'seed1' / 'tightness.json').read_text())
+  assert set(tightness['widths']) == {'IBP', 'CROWN-IBP, tight', 'CROWN-IBP, adaptive'}
+  assert all(low < high for method in tightness['widths'].values() for low, high in zip(*method))
+  assert tightness['margins']['CROWN-IBP, tight']['5/255']['mean_margin'] > (
+      tightness['margins']['IBP']['5/255']['mean_margin'])
+  assert sum(tightness['states']['5/255'][0].values()) == pytest.approx(1)
+
   seeds = json.loads((out / 'seeds.json').read_text())
   last = [json.loads((out / f'seed{k}' / 'metrics.jsonl').read_text().splitlines()[-1])['test_error'] for k in (0, 1)]
   assert seeds['test_error'] == dict(mean=pytest.approx(np.mean(last)), std=pytest.approx(np.std(last, ddof=1)))
