@@ -2,10 +2,13 @@
 
     python -m experiments.benchmark --nets=dm_small,dm_medium,cnn7 --batch_size=64
     python -m experiments.benchmark --nets=vit_block,unet,gru_20,gru_200 --batch_size=16
+    python -m experiments.benchmark --nets=mlp,dm_small --peer_python=~/peer/bin/python
 
 Each pair runs in turn (A B A B ...), so that a drift of the machine's speed hits both. XLA cost is
 the number of floating-point operations that the compiled program reports.
 """
+import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +20,7 @@ from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import architectures, runs
+from experiments import architectures, contest, logs, runs
 from experiments.timing import in_turn
 
 FLAGS = flags.FLAGS
@@ -25,6 +28,9 @@ flags.DEFINE_list('nets', ['dm_small', 'dm_medium', 'cnn7'], 'Networks to measur
 flags.DEFINE_integer('batch_size', 64, 'Examples in a batch.', 1)
 flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
 flags.DEFINE_float('eps', .01, 'Radius of the boxes.', 0., 1.)
+flags.DEFINE_string('peer_python', None, 'Python of an environment with auto_LiRPA: then linear methods are measured '
+                    'beside it, on one CPU, for the networks, batches and radii of `contest.CELLS`.')
+flags.DEFINE_string('out', None, 'File of JSON lines for what is measured beside a peer.')
 SHAPES = {'mlp': (28, 28, 1), 'dm_small': (28, 28, 1), 'wk_small': (28, 28, 1), 'dm_medium': (32, 32, 3),
           'cnn7': (32, 32, 3)}
 
@@ -92,12 +98,35 @@ def build(name: str) -> tuple[Any, tuple[int, ...], dict[str, Callable]]:
   return runs.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0)), SHAPES[name], CLASSIFIER
 
 
+def beside_peer(nets: list[str], peer_python: str) -> None:
+  """Prints what both libraries take, cell by cell."""
+  columns = ['CPU s', 'peer', 'peer / ours', 'MB', 'peer', 'build s', 'peer', 'apart', 'unstable']
+  print(f'{"network":<10} {"method":<16} {"batch":>5} {"eps":>5}' + ''.join(f'{c:>12}' for c in columns))
+  for cell in contest.cells(nets):
+    found = contest.measure(cell, os.path.expanduser(peer_python))
+    a, b = found['ibpjax'], found['auto_lirpa']
+    ratio = dict(ratio=b['cpu'] / a['cpu']) if 'cpu' in a and 'cpu' in b else {}
+    shown = [(a, 'cpu', '.4f'), (b, 'cpu', '.4f'), (ratio, 'ratio', '.2f'), (a, 'megabytes', '.0f'),
+             (b, 'megabytes', '.0f'), (a, 'build', '.1f'), (b, 'build', '.1f'), (found, 'apart', '.1e'),
+             (found, 'unstable', '.2f')]
+    row = ''.join(f'{format(x[key], form) if x.get(key) is not None else "-":>12}' for x, key, form in shown)
+    print(f'{cell.net:<10} {cell.method:<16} {cell.batch:>5} {cell.eps:>5g}{row}', flush=True)
+    for library in (a, b):
+      if 'failed' in library:
+        print(f'  {library["failed"]}')
+    if FLAGS.out:
+      logs.append(pathlib.Path(FLAGS.out), [found])
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
-  known = [*SHAPES, *architectures.NAMES]
+  known = list(contest.CELLS) if FLAGS.peer_python else [*SHAPES, *architectures.NAMES]
   if unknown := set(FLAGS.nets) - set(known):
     raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(known)}')
+  if FLAGS.peer_python:
+    beside_peer(FLAGS.nets, FLAGS.peer_python)
+    return
   print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
   columns = f'{"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}'
   print(f'{"network":<11} {"bound":<22} {columns}')

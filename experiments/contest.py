@@ -1,0 +1,90 @@
+"""Two libraries bound the same networks in turn, each in its own process: times, memory, how equal bounds are."""
+import contextlib
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+SCRIPT = pathlib.Path(__file__).parent / 'versus.py'
+# network: method: batch sizes.
+CELLS = {
+    'mlp': {'IBP': (16, 64), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1, 16)},
+    'dm_small': {'IBP': (64,), 'CROWN-IBP': (64,), 'LBP': (1, 16), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1,),
+                 'train CROWN-IBP': (128,)},
+    'dm_medium': {'IBP': (64,), 'CROWN-IBP': (16,), 'LBP': (1,), 'CROWN': (1, 4), 'train CROWN-IBP': (128,)}}
+RADII = (.01, .1)
+REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One measurement: a network, a method, a batch size, a radius."""
+  net: str
+  method: str
+  batch: int
+  eps: float
+
+
+def cells(nets: list[str]) -> list[Cell]:
+  """All measurements of some networks."""
+  return [Cell(net, method, batch, eps) for net in nets for method, sizes in CELLS[net].items() for batch in sizes
+          for eps in RADII]
+
+
+@contextlib.contextmanager
+def contender(python: str, library: str) -> Iterator[Any]:
+  """A process of a library: a function that sends it a request and returns the answer."""
+  with subprocess.Popen([python, str(SCRIPT), library], text=True, stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    def ask(**request: Any) -> dict[str, Any]:
+      assert process.stdin is not None
+      assert process.stdout is not None
+      assert process.stderr is not None
+      try:
+        process.stdin.write(json.dumps(request) + '\n')
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+      except (BrokenPipeError, json.JSONDecodeError):
+        last = process.stderr.read().strip().splitlines()[-1:]
+        raise RuntimeError(f'{library} in {python} failed: {"".join(last)}') from None
+    try:
+      yield ask
+    finally:
+      process.kill()
+
+
+def measure(cell: Cell, peer_python: str) -> dict[str, Any]:
+  """Medians of both libraries, in turn; `apart`: the greatest distance of bounds beside the greatest width.
+
+  A library that fails has no figures, but the reason in its place.
+  """
+  found: dict[str, Any] = dataclasses.asdict(cell)
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    asks, bounds = {}, {}
+    for library, python in (('ibpjax', sys.executable), ('auto_lirpa', peer_python)):
+      ask, out = stack.enter_context(contender(python, library)), f'{folder}/{library}.npy'
+      try:
+        found[library] = ask(do='build', out=out, **dataclasses.asdict(cell))
+        asks[library], bounds[library] = ask, np.load(out)
+      except RuntimeError as error:
+        found[library] = dict(failed=str(error))
+    times = [{library: ask(do='run') for library, ask in asks.items()} for _ in range(REPEATS)]
+    for library in asks:
+      found[library] |= {k: statistics.median(t[library][k] for t in times) for k in ('wall', 'cpu')}
+      found[library]['megabytes'] = max(t[library]['megabytes'] for t in times)
+      if bounds[library].ndim:
+        found[library]['width'] = float(np.mean(bounds[library][1] - bounds[library][0]))
+    if len(asks) == 2:
+      a, b = bounds.values()
+      scale = np.max(b[1] - b[0]) if b.ndim else np.abs(b)
+      found['apart'] = float(np.max(np.abs(a - b)) / scale)
+    if 'ibpjax' in asks and cell.method == 'CROWN':
+      found |= asks['ibpjax'](do='unstable')
+  return found

@@ -1,0 +1,194 @@
+"""Bounds of a random network by one library, in a process of its own that times itself; for `experiments.benchmark`.
+
+    python experiments/versus.py ibpjax        (or auto_lirpa, in an environment that has it)
+
+It reads one request a line and answers with one line, both JSON. {do: build, net, method, batch, eps, out}
+builds and compiles, and leaves the bounds in a file; {do: run} bounds again and answers with wall and CPU
+seconds and with the peak of memory beyond what was used before the first bound; {do: unstable} asks for the
+fraction of unstable neurons. One thread, one CPU.
+"""
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+# Convolutions (channels, kernel size, stride), then dense layers: Gowal et al. 2018, without padding.
+NETS = {
+    'mlp': ((28, 28, 1), [], [256, 256]),
+    'dm_small': ((28, 28, 1), [(16, 4, 2), (32, 4, 1)], [100]),
+    'dm_medium': ((32, 32, 3), [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)], [512, 512]),
+}
+CLASSES = 10
+METHODS = ('IBP', 'CROWN-IBP', 'LBP', 'CROWN', 'alpha-CROWN', 'train CROWN-IBP')
+STEPS = 20   # of alpha-CROWN
+
+
+def weights(net):
+  """Kernels (height, width, in, out) and matrices (in, out) with variance 2 / fan_in; biases are 0."""
+  rng = np.random.default_rng(0)
+  (height, width, channels), convs, dense = NETS[net]
+  kernels, matrices = [], []
+  for features, size, stride in convs:
+    kernels.append(rng.normal(size=(size, size, channels, features)) * (2 / (size * size * channels)) ** .5)
+    height, width, channels = (height - size) // stride + 1, (width - size) // stride + 1, features
+  sizes = [height * width * channels, *dense, CLASSES]
+  for before, after in itertools.pairwise(sizes):
+    matrices.append(rng.normal(size=(before, after)) * (2 / before) ** .5)
+  return [k.astype(np.float32) for k in kernels], [m.astype(np.float32) for m in matrices]
+
+
+def images(net, batch):
+  return np.random.default_rng(1).uniform(size=(batch, *NETS[net][0])).astype(np.float32)
+
+
+def ours(net, method, batch, eps):
+  """A function that bounds the logits of a batch (or makes a training step), and the fraction of unstable neurons."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  import ibpjax
+  from ibpjax import training
+  params, strides = weights(net), [stride for _, _, stride in NETS[net][1]]
+
+  def f(params, x):
+    kernels, matrices = params
+    x = x[None]
+    for kernel, stride in zip(kernels, strides):
+      x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (stride, stride), 'VALID',
+                                                   dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
+    x = x.reshape(-1)
+    for matrix in matrices[:-1]:
+      x = jax.nn.relu(x @ matrix)
+    return x @ matrices[-1]
+  x = jnp.asarray(images(net, batch))
+  if method == 'train CROWN-IBP':
+    optimizer = optax.adam(1e-4)
+
+    def loss(params, x, y):
+      return training.crown_objective(f, params, None, x, y, jnp.asarray(eps), None, beta=lambda _: 1.,
+                                      clip=(-jnp.inf, jnp.inf))[0]
+
+    def step(state, x, y):
+      params, moments = state
+      value, gradient = jax.value_and_grad(loss)(params, x, y)
+      updates, moments = optimizer.update(gradient, moments)
+      return (optax.apply_updates(params, updates), moments), value
+    params = jax.tree.map(jnp.asarray, params)
+    state, y = (params, optimizer.init(params)), jnp.arange(batch) % CLASSES
+    program = jax.jit(step).lower(state, x, y).compile()
+    return lambda: jax.block_until_ready(program(state, x, y))[1], None
+  transformation = {
+      'IBP': lambda f: ibpjax.ibp(f, elide=True), 'LBP': lambda f: ibpjax.lbp(f, lines=ibpjax.adaptive),
+      'CROWN-IBP': lambda f: ibpjax.crown(f, intermediate='ibp'), 'CROWN': ibpjax.crown,
+      'alpha-CROWN': lambda f: ibpjax.alpha_crown(f, steps=STEPS)}[method]
+  box = ibpjax.linf_ball(x, eps)
+  program = jax.jit(jax.vmap(transformation(f), (None, 0))).lower(params, box).compile()
+  return lambda: jax.block_until_ready(program(params, box)), lambda: unstable(ibpjax, jax, f, params, box)
+
+
+def unstable(ibpjax, jax, f, params, box):
+  """The fraction of neurons whose sign the bounds of CROWN leave open, for the first example."""
+  first = jax.tree.map(lambda a: a[0], box)
+  inside = jax.jit(ibpjax.crown(f, intermediates=True))(params, first)[1].bounds.values()
+  return float(sum(((b.lower < 0) & (b.upper > 0)).sum() for b in inside) / sum(b.lower.size for b in inside))
+
+
+def auto_lirpa(net, method, batch, eps):
+  """The same by auto_LiRPA, which is not asked for unstable neurons."""
+  import torch
+  from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+  torch.set_num_threads(1)
+  kernels, matrices = weights(net)
+  layers = []
+  for (features, size, stride), kernel in zip(NETS[net][1], kernels):
+    layer = torch.nn.Conv2d(kernel.shape[2], features, size, stride)
+    layer.weight.data = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+    layer.bias.data.zero_()
+    layers += [layer, torch.nn.ReLU()]
+  layers.append(torch.nn.Flatten())
+  for i, matrix in enumerate(matrices):
+    if not i and kernels:  # rows are in the order (height, width, channels) there, (channels, height, width) here
+      channels = kernels[-1].shape[3]
+      side = round((len(matrix) / channels) ** .5)
+      matrix = matrix.reshape(side, side, channels, -1).transpose(2, 0, 1, 3).reshape(len(matrix), -1)
+    layer = torch.nn.Linear(*matrix.shape)
+    layer.weight.data = torch.from_numpy(np.ascontiguousarray(matrix.T))
+    layer.bias.data.zero_()
+    layers += [layer, torch.nn.ReLU()] if i < len(matrices) - 1 else [layer]
+  x = torch.from_numpy(np.ascontiguousarray(images(net, batch).transpose(0, 3, 1, 2)))
+  model = BoundedModule(torch.nn.Sequential(*layers), torch.empty_like(x), device='cpu')
+  box = BoundedTensor(x, PerturbationLpNorm(norm=np.inf, eps=eps))
+  if method == 'train CROWN-IBP':
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    y = torch.arange(batch) % CLASSES
+    others = torch.tensor([[j for j in range(CLASSES) if j != k] for k in y.tolist()])
+    eye = torch.eye(CLASSES)
+    spec = eye[y].unsqueeze(1) - eye[others]
+
+    def step():
+      optimizer.zero_grad()
+      lower, _ = model.compute_bounds(x=(box,), C=spec, method='CROWN-IBP', bound_upper=False)
+      loss = torch.nn.functional.cross_entropy(torch.cat([torch.zeros(batch, 1), -lower], 1), torch.zeros(batch).long())
+      loss.backward()
+      optimizer.step()
+      return float(loss)
+    return step, None
+  name = {'LBP': 'forward'}.get(method, method)
+  if method == 'alpha-CROWN':
+    model.set_bound_opts({'optimize_bound_args': {'iteration': STEPS}})
+
+    def optimised():
+      lower, upper = model.compute_bounds(x=(box,), method=name)
+      return lower.detach(), upper.detach()
+    return optimised, None
+
+  def bounds():
+    with torch.no_grad():
+      return model.compute_bounds(x=(box,), method=name)
+  return bounds, None
+
+
+def peak():
+  """The most memory that this process has had, in MB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main():
+  # Nothing of the libraries is imported before this: they count the CPUs that they may use.
+  os.sched_setaffinity(0, {int(os.environ.get('VERSUS_CPU', min(os.sched_getaffinity(0))))})
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
+  backend = dict(ibpjax=ours, auto_lirpa=auto_lirpa)[sys.argv[1]]
+  run: Any = None
+  extra: Any = None
+  before = 0.
+  for line in sys.stdin:
+    request = json.loads(line)
+    what, wall, cpu, reply = request.pop('do'), time.perf_counter(), time.process_time(), dict[str, Any]()
+    if what == 'build':
+      out = request.pop('out')
+      run, extra = backend(**request)
+      reply['build'], before = time.perf_counter() - wall, peak()
+      np.save(out, ends(run()))
+    elif what == 'run':
+      run()
+      reply |= dict(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, megabytes=peak() - before)
+    else:
+      reply['unstable'] = extra and extra()
+    print(json.dumps(reply), file=replies, flush=True)
+
+
+def ends(found):
+  """Bounds as one array (2, ...), a loss as it is."""
+  found = (found.lower, found.upper) if hasattr(found, 'lower') else found
+  return np.stack([np.asarray(end, np.float32) for end in found]) if isinstance(found, tuple) else np.float32(found)
+
+
+if __name__ == '__main__':
+  main()

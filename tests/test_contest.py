@@ -1,0 +1,41 @@
+"""Measuring beside another library: both in processes of their own, the absent one with its reason."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import contest, versus
+
+
+def test_a_library_that_is_absent_is_reported_and_ours_is_measured():
+  found = contest.measure(contest.Cell('mlp', 'CROWN-IBP', 2, .01), sys.executable)
+  assert "No module named 'auto_LiRPA'" in found['auto_lirpa']['failed'] or "'torch'" in found['auto_lirpa']['failed']
+  ours = found['ibpjax']
+  assert all(ours[k] > 0 for k in ('build', 'wall', 'cpu', 'width'))
+  assert 'apart' not in found
+
+
+@pytest.mark.parametrize('method', versus.METHODS)
+def test_every_method_of_ours_runs(method, tmp_path):
+  requests = [dict(do='build', net='mlp', method=method, batch=2, eps=.01, out=str(tmp_path / 'out.npy')),
+              dict(do='run'), dict(do='unstable')]
+  done = subprocess.run([sys.executable, versus.__file__, 'ibpjax'], text=True, capture_output=True, timeout=200,
+                        input='\n'.join(map(json.dumps, requests)) + '\n')
+  assert done.returncode == 0, done.stderr
+  built, ran, asked = map(json.loads, done.stdout.splitlines())
+  assert built['build'] > 0 < ran['cpu']
+  out = np.load(tmp_path / 'out.npy')
+  if method == 'train CROWN-IBP':
+    assert out > 0
+    return
+  assert 0 < asked['unstable'] < 1
+  assert out.shape == (2, 2, 10)
+  assert np.all(out[0] < out[1])
+
+
+def test_cells_are_known_methods():
+  cells = contest.cells(list(contest.CELLS))
+  assert {c.method for c in cells} == set(versus.METHODS)
+  assert {c.net for c in cells} == set(versus.NETS)
