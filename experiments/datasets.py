@@ -89,7 +89,8 @@ class Dataset:
   test: Split | Stream
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None, validation: int = 0) -> Dataset:
+def load(name: str, data_dir: str | os.PathLike | None = None, validation: int = 0,
+         side: int | None = None) -> Dataset:
   """A dataset from a folder of packed .npz files, TensorFlow Datasets (as array_record) or image folders.
 
   Nothing is downloaded. The test split of tiny_imagenet and imagenet is the one published for
@@ -99,6 +100,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None, validation: int =
     name: one of FACTS.
     data_dir: the folder; `digits` needs none.
     validation: examples to hold out of the training split; which ones depends on nothing else.
+    side: height and width that a model takes, if less than those stored: images are cut to it, at random in training
+      and in the middle else, in the place of other crops.
 
   Raises:
     FileNotFoundError: the folder does not hold the dataset.
@@ -106,15 +109,21 @@ def load(name: str, data_dir: str | os.PathLike | None = None, validation: int =
   """
   if name not in FACTS:
     raise ValueError(f'unknown dataset {name!r}: known are {", ".join(FACTS)}')
+  facts = FACTS[name]
+  if side is not None:
+    if not 0 < side <= min(facts.shape[:2]):
+      raise ValueError(f'images of {name} have {facts.shape[0]}x{facts.shape[1]} pixels and cannot be cut to a side of '
+                       f'{side}')
+    facts = dataclasses.replace(facts, shape=(side, side, facts.shape[2]), pad=0)
   train, test = _splits(FACTS[name], None if data_dir is None else pathlib.Path(data_dir).expanduser())
   if not 0 <= validation < len(train):
     raise ValueError(f'{validation} validation examples cannot be held out of the {len(train)} training examples of '
                      f'{name}')
   if not validation:
-    return Dataset(FACTS[name], train, None, test)
+    return Dataset(facts, train, None, test)
   order = np.random.default_rng(0).permutation(len(train))
   held, rest = np.sort(order[:validation]), np.sort(order[validation:])
-  return Dataset(FACTS[name], train.take(rest), train.take(held), test)
+  return Dataset(facts, train.take(rest), train.take(held), test)
 
 
 def _splits(facts: Facts, folder: pathlib.Path | None) -> Any:

@@ -38,7 +38,7 @@ class Opened:
 def open_run(run: pathlib.Path, data_dir: str | None, split: str, examples: int | None) -> Opened:
   """A run and the first examples of a split, or one clear error."""
   config = runs.read_config(run)
-  data = datasets.load(config['dataset'], data_dir or config['data_dir'], config['validation'])
+  data = datasets.load(config['dataset'], data_dir or config['data_dir'], config['validation'], config.get('side'))
   part = data.test if split == 'test' else data.validation
   if part is None:
     raise ValueError(f'{run} held out no examples for validation: use --split=test')

@@ -37,6 +37,7 @@ flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.'
 flags.DEFINE_string('data_dir', '~/tensorflow_datasets', 'Folder of TFDS, of packed .npz files, or of image folders.')
 flags.DEFINE_integer('validation', 0, 'Training examples held out; then they are evaluated, not the test split.', 0)
 flags.DEFINE_bool('augment', True, 'Random flips and crops, where the dataset has them.')
+flags.DEFINE_integer('side', None, 'Cut images to this height and width: at random in training, in the middle else.', 1)
 flags.DEFINE_integer('workers', 2, 'Processes that read a dataset too large for memory.', 0)
 flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
 define_integers('hidden', [], 'Widths of the hidden layers of mlp.', least=1)
@@ -280,7 +281,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   check_flags()
   deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes is not None else float('inf')
-  data = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation)
+  data = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation, FLAGS.side)
   out, records = pathlib.Path(FLAGS.out).expanduser(), []
   for seed in FLAGS.seeds:
     where = out / f'seed{seed}' if len(FLAGS.seeds) > 1 else out

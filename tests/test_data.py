@@ -299,3 +299,12 @@ def test_folders_that_lack_something_are_one_clear_error(tmp_path):
     (tmp_path / part / 'n01440764').mkdir(parents=True)
   with pytest.raises(ValueError, match=r'has 1 folders of classes.* must be 1000'):
     load('imagenet', tmp_path)
+
+
+def test_images_can_be_cut():
+  data = load('digits', side=6)
+  assert data.facts.shape == (6, 6, 1)
+  assert data.facts.pad == 0
+  assert data.train.images.shape[1:] == (8, 8, 1)   # as they are stored; cut on the device
+  with pytest.raises(ValueError, match='cannot be cut to a side of 9'):
+    load('digits', side=9)

@@ -1,5 +1,6 @@
 """What the flags of training do: each changes what it says."""
 import contextlib
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,20 @@ def test_ramps_bend_at_the_first_radius(given):
   assert float(ramp.eta[...]) == .25
   x = model.layers[1](facts.pixels(data.train.images).reshape(len(data.train), -1))
   np.testing.assert_allclose(ramp.r[...], np.maximum(np.where(x > 0, x, .25 * x).mean(0), 1e-4), rtol=1e-4)
+
+
+@pytest.mark.parametrize('path', sorted((pathlib.Path(train.__file__).parent / 'configs').glob('*.flags')),
+                         ids=lambda p: p.stem)
+def test_configs_are_flags_of_training(path, given):
+  """Each with every row that it speaks of."""
+  for more in ((), ('--loss=crown-ibp',), ('--loss=fused', '--activation=param_ramp'),
+               ('--activation=param_ramp', '--eta=.01', '--eta_end=0')):
+    if 'mnist' in path.stem or 'cifar' in path.stem or '--eta=.01' not in more:
+      given(f'--flagfile={path}', *more)
+  assert FLAGS.seeds == [2019]
+  options = train.objective_and_schedules(10)
+  assert float(options['eps'](10 * FLAGS.epochs)) == pytest.approx(FLAGS.eps)
+  assert FLAGS.test_eps is None or FLAGS.test_eps < FLAGS.eps
 
 
 def one_step(*arguments, given):
