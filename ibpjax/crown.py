@@ -60,7 +60,7 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
                         intersect=intersect)
       back = walk(forward, lines)
       if rows is None:
-        found = [forward.output_by(v, lambda v: back.bound_elements(v, chunk)) for v in program.outputs]
+        found = [forward.output_by(v, lambda v: back.bound_elements(v, chunk, apart=True)) for v in program.outputs]
         result = jax.tree.unflatten(out_tree, found)
       else:
         result = _bound_rows(program, back, rows, chunk)
@@ -110,4 +110,8 @@ def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> I
     raise ValueError(f'rows have shape {rows.shape}; for an output of shape {v.shape} they have (n, '
                      f'{", ".join(map(str, v.shape))})')
   back.ends(v)
-  return honest(over_rows(lambda row: back.bound(v, Dense(row)), rows, back.width(), chunk))
+
+  def least(row, sign):
+    return back.least(v, Dense(row), sign)
+  lower, negative = (over_rows(functools.partial(least, sign=sign), rows, back.width(), chunk) for sign in (1, -1))
+  return honest(Interval(lower, -negative))

@@ -6,6 +6,7 @@ the window of it that the functional rests on. Which of the two is invisible to 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -198,13 +199,18 @@ class Walk:
       radius += (len(ends) + 2) * jnp.finfo(centre.dtype).eps * (jnp.abs(centre) + radius)
     return Interval(centre - radius, centre + radius)
 
-  def bound_elements(self, value: Value, chunk: int | None = None) -> Interval:
+  def bound_elements(self, value: Value, chunk: int | None = None, apart: bool = False) -> Interval:
     """Bounds of each element of `value`, from one row an element, built when it is needed.
 
-    Elements that see the same window of an image are bounded together.
+    Elements that see the same window of an image are bounded together; lower and upper bounds too, or `apart`: then
+    XLA leaves out those that nobody uses.
     """
     if value.id in self.ends(value):  # the walk does not get away from it
       return self.env[value.id]
+    if apart:
+      lower, negative = (self.over_elements(value, functools.partial(self.least, value, sign=sign), chunk)
+                         for sign in (1, -1))
+      return Interval(lower, -negative)
     return self.over_elements(value, lambda row: self.bound(value, row), chunk)
 
   def over_elements(self, value: Value, f: Callable[[Row], Any], chunk: int | None = None) -> Any:

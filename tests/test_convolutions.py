@@ -1,0 +1,54 @@
+"""The convolution that rows are pulled back by: its derivatives and batches are those of JAX's own."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ibpjax.convolutions import convolve
+
+pytestmark = pytest.mark.usefixtures('x64')
+RNG = np.random.default_rng(0)
+# Spaces, windows, paddings.
+CASES = [((7,), (3,), (2,)), ((6, 5), (3, 2), (1, 0)), ((4, 6), (1, 4), (0, 3)), ((3, 4, 5), (2, 1, 3), (1, 0, 2))]
+LETTERS = {1: 'W', 2: 'HW', 3: 'DHW'}
+
+
+def reference(x, kernel, padding):
+  s = LETTERS[len(padding)]
+  return lax.conv_general_dilated(x, kernel, (1,) * len(padding), [(p, p) for p in padding],
+                                  dimension_numbers=(f'N{s}C', f'{s}IO', f'N{s}C'))
+
+
+@pytest.mark.parametrize(('space', 'window', 'padding'), CASES)
+def test_derivatives(space, window, padding):
+  x, kernel = jnp.asarray(RNG.normal(size=(2, *space, 3))), jnp.asarray(RNG.normal(size=(*window, 3, 4)))
+  out = convolve(x, kernel, padding)
+  np.testing.assert_allclose(out, reference(x, kernel, padding), atol=1e-12)
+  weights = jnp.asarray(RNG.normal(size=out.shape))
+  tangents = jnp.asarray(RNG.normal(size=x.shape)), jnp.asarray(RNG.normal(size=kernel.shape))
+
+  def loss(f):
+    return lambda x, kernel: jnp.vdot(weights, jnp.sin(f(x, kernel, padding)))
+
+  def both(f):
+    by_x, by_kernel = jax.grad(loss(f), (0, 1))(x, kernel)
+    forward = jax.jvp(loss(f), (x, kernel), tangents)[1]
+    twice = jax.grad(lambda k: jnp.square(jax.grad(loss(f))(x, k)).sum())(kernel)
+    one = jax.jvp(lambda k: f(x, k, padding), (kernel,), (tangents[1],))[1]
+    return by_x, by_kernel, forward, twice, one
+  for a, b in zip(jax.jit(lambda: both(convolve))(), both(reference), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize(('of_x', 'of_kernel'), [(0, None), (2, None), (None, 0), (None, 3), (1, 2)])
+def test_batches(of_x, of_kernel):
+  def batched(shape, axis):
+    return jnp.asarray(RNG.normal(size=shape if axis is None else (*shape[:axis], 5, *shape[axis:])))
+  x, kernel = batched((2, 6, 5, 3), of_x), batched((3, 2, 3, 4), of_kernel)
+  def both(f):
+    def run(x, kernel):
+      return f(x, kernel, (1, 0)), jax.grad(lambda *a: jnp.sin(f(*a, (1, 0))).sum(), (0, 1))(x, kernel)
+    return jax.tree.leaves(jax.vmap(run, (of_x, of_kernel))(x, kernel))
+  for a, b in zip(both(convolve), both(reference), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-10)
