@@ -41,18 +41,20 @@ def cells(nets: list[str]) -> list[Cell]:
 @contextlib.contextmanager
 def contender(python: str, library: str) -> Iterator[Any]:
   """A process of a library: a function that sends it a request and returns the answer."""
-  with subprocess.Popen([python, str(SCRIPT), library], text=True, stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+  with tempfile.TemporaryFile('w+') as said, subprocess.Popen(
+      [python, str(SCRIPT), library], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as process:
     def ask(**request: Any) -> dict[str, Any]:
       assert process.stdin is not None
       assert process.stdout is not None
-      assert process.stderr is not None
       try:
         process.stdin.write(json.dumps(request) + '\n')
         process.stdin.flush()
         return json.loads(process.stdout.readline())
       except (BrokenPipeError, json.JSONDecodeError):
-        last = process.stderr.read().strip().splitlines()[-1:]
+        process.kill()
+        process.wait()
+        said.seek(0)
+        last = said.read().strip().splitlines()[-1:]
         raise RuntimeError(f'{library} in {python} failed: {"".join(last)}') from None
     try:
       yield ask

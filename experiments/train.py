@@ -91,7 +91,8 @@ def check_flags() -> None:
                          f'--ramp_epochs = {FLAGS.warmup_epochs + FLAGS.ramp_epochs}')
   if FLAGS.activation != 'param_ramp' and (FLAGS.eta or FLAGS.eta_end is not None):
     raise app.UsageError(f'--eta and --eta_end are options of --activation=param_ramp, not of {FLAGS.activation}')
-  if FLAGS.eta_end is not None and not (len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[-1] <= FLAGS.epochs):
+  if FLAGS.eta_end is not None and not (
+      len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[0] < FLAGS.eta_epochs[1] <= FLAGS.epochs):
     raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
                          f'the second not after --epochs={FLAGS.epochs}')
   if not FLAGS.seeds:
@@ -239,7 +240,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   last, seconds = time.monotonic(), lambda: before + time.monotonic() - begun
   with tqdm(total=total, initial=start, desc=str(out), unit='step', disable=None) as bar:
     for number, images, labels in steps(feed, per_epoch, start, total):
-      if nn.ramps(model) and number == FLAGS.warmup_epochs * per_epoch + 1:  # the first step with eps > 0
+      if nn.ramps(model) and number == FLAGS.warmup_epochs * per_epoch + 1:  # the ramp of eps begins
         now['state'] = bent(graphdef, now['state'], facts, data.train)
       now['state'], now['sums'], metrics = advance(now['state'], now['sums'], images, labels)
       jax.block_until_ready(metrics)

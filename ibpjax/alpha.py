@@ -16,7 +16,7 @@ from ibpjax import lines as choices
 from ibpjax.crown import checked_intermediate, given_bounds
 from ibpjax.errors import Errors
 from ibpjax.ibp import Forward, opened, precise
-from ibpjax.interval import Intermediates, Interval, common, validated
+from ibpjax.interval import Intermediates, Interval, common, is_set, validated
 from ibpjax.lines import Lines, Steered
 from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value
@@ -43,7 +43,7 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
   Every element of an output or of a value inside `f` has slopes of its own for its lower and for
   its upper bound, as long as these are no more than 4 million; the elements of larger values share
   theirs. Slopes inside of `lax.scan` and what products and composites choose stay as they start.
-  Gradients of the bounds are those of the last step, at fixed slopes.
+  Gradients are those of the bounds of the last step, at fixed shares; these bounds may be looser.
 
   Args:
     f: any JAX function of supported primitives, on one example.
@@ -86,7 +86,7 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
       if jax.tree.leaves(shares):
         shares, best = _descend(loss, optimizer, steps, shares, best)
       bounds, inside = jax.tree.map(_tightest, slopes.run(inputs, lax.stop_gradient(shares)), lax.stop_gradient(best),
-                                    is_leaf=lambda x: isinstance(x, Interval))
+                                    is_leaf=is_set)
     result = jax.tree.unflatten(out_tree, bounds)
     return (result, inside) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
@@ -94,8 +94,9 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
 
 def total_width(bounds: Any) -> Any:
   """The sum of the widths of all bounds that are finite."""
-  widths = [x.width for x in jax.tree.leaves(bounds, is_leaf=lambda x: isinstance(x, Interval))]
-  return sum((jnp.where(jnp.isfinite(w), w, 0).sum() for w in widths), start=jnp.zeros(()))
+  widths = [x.width for x in jax.tree.leaves(bounds, is_leaf=is_set) if jnp.issubdtype(x.dtype, jnp.floating)]
+  widest = max((w.dtype for w in widths), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype(jnp.float32))
+  return sum((jnp.where(jnp.isfinite(w), w, 0).astype(widest).sum() for w in widths), start=jnp.zeros((), widest))
 
 
 def _descend(loss: Callable, optimizer: optax.GradientTransformation, steps: int, shares: Shares,
@@ -109,16 +110,34 @@ def _descend(loss: Callable, optimizer: optax.GradientTransformation, steps: int
       updates, moments = optimizer.update(gradient, moments, shares)
       moved = optax.apply_updates(shares, updates)
     shares = jax.tree.map(lambda t, old: jnp.clip(t, 0, 1).astype(old.dtype), moved, shares)
-    return (shares, moments, jax.tree.map(common, best, found, is_leaf=lambda x: isinstance(x, Interval))), None
+    return (shares, moments, jax.tree.map(_common, best, found, is_leaf=is_set)), None
   (shares, _, best), _ = lax.scan(step, (shares, optimizer.init(shares), best), length=steps)
   return shares, best
 
 
+def _common(x: Interval, y: Interval) -> Interval:
+  """The intersection of two bounds; of predicates the first."""
+  return x if x.dtype == jnp.bool_ else common(x, y)
+
+
 def _tightest(last: Interval, best: Interval) -> Interval:
   """The intersection of two bounds, with the gradient of the first."""
+  if last.dtype == jnp.bool_:
+    return last
   x = common(last, best)
-  return Interval(*(jnp.where(a == b, a, a + lax.stop_gradient(b - a)) for a, b in (
-      (last.lower, x.lower), (last.upper, x.upper))))
+  return Interval(_with_gradient_of(last.lower, x.lower), _with_gradient_of(last.upper, x.upper))
+
+
+@jax.custom_jvp
+def _with_gradient_of(x: Any, value: Any) -> Any:
+  """`value` to the last bit, with the derivative of `x`."""
+  del x
+  return value
+
+
+@_with_gradient_of.defjvp
+def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+  return primals[1], tangents[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +196,8 @@ class Slopes:
       return self._walk(forward, planes)
 
     def bound(forward, v):
+      walk(forward, self.lines).ends(v)  # what scans need is computed here, outside of loops over rows
+
       def of_all(sign, shared):
         back = steered(forward, shared)
         back.ends(v)

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -161,7 +162,7 @@ def cast(eqn: Equation, operands: Sequence[Any]) -> Interval:
     out = ends(eqn, operands)[0]
     if jnp.issubdtype(source, jnp.floating) and jnp.finfo(target).nmant < jnp.finfo(source).nmant:
       infinity = jnp.asarray(jnp.inf, target)
-      return Interval(jnp.nextafter(out.lower, -infinity), jnp.nextafter(out.upper, infinity))
+      return Interval(_next(out.lower, -infinity), _next(out.upper, infinity))
     return out
   raise unsupported(eqn, f'turns perturbed {source} values into {target}: integers that depend on the input have no '
                          'bounds. Compute with floats and comparisons, or keep this outside of the bounded function')
@@ -246,3 +247,14 @@ def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval] | None:
     return None
   out = None if (rule := TABLE.get(eqn.key)) is None else rule(eqn, operands)
   return [out] if isinstance(out, Interval) else out
+
+
+@jax.custom_jvp
+def _next(x: Any, towards: Any) -> Any:
+  """The next float, with the derivative of the identity."""
+  return jnp.nextafter(x, towards)
+
+
+@_next.defjvp
+def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+  return _next(*primals), tangents[0]

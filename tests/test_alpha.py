@@ -152,3 +152,41 @@ def test_bad_arguments():
     alpha_crown(relu_network, steps=0)
   with pytest.raises(ValueError, match='intermediate is'):
     alpha_crown(relu_network, intermediate='interval')
+
+
+def test_bounds_of_the_best_step_are_kept_to_the_last_bit():
+  """Where the last step is worse by orders of magnitude, or infinite, the best must not be rounded beside it."""
+  for last in (1e8, np.inf):
+    for best in (3., 5.):
+      bound = alpha._tightest(Interval(jnp.float32(-last), jnp.float32(last)), Interval(jnp.float32(-best),
+                                                                                        jnp.float32(best)))
+      assert (float(bound.lower), float(bound.upper)) == (-best, best)
+  def f(x):
+    return jnp.exp(x[0]) + jnp.exp(-x[1]) - 1.
+  l, u = (jnp.asarray(a, jnp.float32) for a in ([-48.01, -22.66], [13.77, 43.09]))
+  for options in (dict(), dict(objective=lambda b: b.lower, round_outward=True)):
+    bound = jax.jit(alpha_crown(f, steps=6, **options))(Interval(l, u))
+    assert float(bound.lower) <= float(jnp.exp(l[0]) + jnp.exp(-u[1]) - 1)
+
+
+def test_casts_predicates_and_mixed_precisions():
+  w = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
+  def f(x):
+    y = jax.nn.relu(jax.nn.relu(w @ x).astype(jnp.bfloat16)).astype(jnp.float32)
+    return y > 0, y, (y * 2).astype(jnp.bfloat16)
+  box = box_around(jnp.asarray([.3, -.2, .1], jnp.float32), jnp.float32(.2))
+  found, start = jax.jit(alpha_crown(f, steps=2))(box), crown(f)(box)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(start), strict=True):
+    assert a.dtype == b.dtype
+  assert contains(start[1], found[1], 1e-6)
+
+
+def test_scans_in_chunks():
+  w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
+  def f(x):
+    h, _ = jax.lax.scan(lambda c, _: (jax.nn.relu(c @ w - .1), None), jax.nn.relu(x), None, length=2)
+    z = jax.nn.relu(h - .2)
+    return z - h, h[:1] * 3 - z[:1]
+  box = box_around(jnp.asarray([.3, -.2, .1, .5]), .2)
+  found = jax.jit(alpha_crown(f, steps=1, chunk=1))(box)
+  assert all(contains(a, b, 1e-12) for a, b in zip(crown(f)(box), found, strict=True))

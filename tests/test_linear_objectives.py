@@ -103,3 +103,29 @@ def test_fused_losses_do_not_overflow():
     loss, _ = loss_of(model, functools.partial(training.fused_objective, beta=lambda e, b=beta: b))
     assert np.isfinite(loss)
     assert float(loss) > float(training.natural_loss(model(IMAGES), LABELS))
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_what_overflows_is_infinite_and_small_losses_stay_positive(name):
+  objective = functools.partial(OBJECTIVES[name], beta=lambda e: 1.)
+  model = classifier()
+  model.layers[-1].kernel[...] *= 1e38
+  assert not np.isnan(loss_of(model, objective)[0])
+
+  def f(params, x):
+    return params * x
+  images, labels = jnp.full((1, 2), .5), jnp.zeros(1, int)
+  for margin in (12., 17., 20.):
+    params = jnp.array([2 * margin, 0.])
+    loss, _ = objective(f, params, None, images, labels, jnp.asarray(1e-3), KEY)
+    assert float(loss) >= max(0, np.log1p(np.exp(-margin)) - 1e-7)  # roundings of 1
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_low_precision(name):
+  model = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, classifier())
+  one = batched(lambda m, x: m(x))
+  images = IMAGES.astype(jnp.bfloat16)
+  objective = functools.partial(OBJECTIVES[name], beta=lambda e: .5, clip=(jnp.bfloat16(0), jnp.bfloat16(1)))
+  loss, _ = objective(one, model, None, images, LABELS, jnp.asarray(EPS, jnp.bfloat16), KEY)
+  assert float(loss) > .5

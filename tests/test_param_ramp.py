@@ -163,3 +163,18 @@ def test_weight_penalties_leave_heights_out():
 def test_a_slope_outside_of_0_and_1_is_refused():
   with pytest.raises(ValueError, match='eta is 2'):
     nn.ParamRamp((3,), eta=2.)
+
+
+def test_infinite_boxes_and_low_heights():
+  box = Interval(-jnp.ones(1), jnp.ones(1))
+  for r, upper in ((2., 2.), (jnp.inf, jnp.inf)):
+    bound = ibp(lambda x, r=r: param_ramp(1 / x, r))(box)
+    assert (float(bound.lower[0]), float(bound.upper[0])) == (0, upper)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    assert float(param_ramp(jnp.ones(1, dtype), -1e4)[0]) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_ramps_inside_of_layers_are_not_forgotten():
+  inner = nn.Sequential([nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nn.ParamRamp((4,))])
+  with pytest.raises(ValueError, match='inside of layers'):
+    nn.calibrate(nn.Sequential([nn.ParamRamp((4,)), inner]), [jnp.ones((2, 4))])

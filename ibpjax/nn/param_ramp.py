@@ -17,8 +17,9 @@ LEAST_HEIGHT = 1e-4   # Lyu et al. 2021, section 3.1
 @elementwise(Elementwise(lambda k, r, eta: (jnp.zeros_like(r), r), trend=1, critical_is_trained=True))
 def _ramp(z, r, eta):
   # At its bends the slope is that outside, as for jax.nn.relu: dead units and padded images sit exactly there.
-  beyond = jnp.where(z >= r, z - r, 0)
-  return jnp.where(z > 0, jnp.where(z >= r, r, z) + eta * beyond, eta * z)
+  beyond = jnp.where((z >= r) & (r < jnp.inf), z - r, 0)
+  outside = jnp.where(eta > 0, eta * jnp.where(z > 0, beyond, z), 0)  # 0 also at infinite ends
+  return outside + jnp.where(z > 0, jnp.where(z >= r, r, z), 0)
 
 
 def param_ramp(z: Any, r: Any, eta: Any = 0.) -> Any:
@@ -34,7 +35,7 @@ def param_ramp(z: Any, r: Any, eta: Any = 0.) -> Any:
   """
   z = jnp.asarray(z)
   r, eta = jnp.asarray(r, z.dtype), jnp.clip(jnp.asarray(eta, z.dtype), 0, 1)
-  r = jnp.where(r < LEAST_HEIGHT, r + lax.stop_gradient(LEAST_HEIGHT - r), r)
+  r = jnp.where(r < LEAST_HEIGHT, LEAST_HEIGHT + (r - lax.stop_gradient(r)), r)
   return _ramp(z, r, eta)
 
 
@@ -88,14 +89,18 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
     batches: all images of the training split, as the model takes them; not augmented.
 
   Raises:
-    ValueError: there is no batch.
+    ValueError: there is no batch, or a ParamRamp is not itself a layer of the model.
 
   Source: Lyu et al. 2021, section 4 and its supplement; the released code.
   """
-  found = ramps(model)
-  for ramp in found:
+  found = [layer for layer in model.layers if isinstance(layer, ParamRamp)]
+  if len(found) < len(ramps(model)):
+    raise ValueError('some ParamRamps are inside of layers of the model: only those that are layers themselves can be '
+                     'measured. Make the model one Sequential')
+  straight = nnx.clone(model)
+  for ramp in ramps(straight):
     ramp.bent[...] = jnp.zeros((), bool)
-  graphdef, state = nnx.split(model)
+  graphdef, state = nnx.split(straight)
 
   @jax.jit
   def sums(state, x):
@@ -113,6 +118,6 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
     count += len(images)
   if totals is None:
     raise ValueError('no batch was given to measure the heights of ParamRamps on')
-  for ramp, total in zip((layer for layer in model.layers if isinstance(layer, ParamRamp)), totals, strict=True):
+  for ramp, total in zip(found, totals, strict=True):
     ramp.r[...] = jnp.maximum(total / count, LEAST_HEIGHT)
     ramp.bent[...] = jnp.ones((), bool)

@@ -24,7 +24,7 @@ def kl_divergence(logits: Any, others: Any) -> Any:
 def l1_norm(params: Any) -> Any:
   """The sum of the magnitudes of all weights with two axes or more: kernels, not biases, scales or heights of ramps."""
   found = jax.tree.leaves(params, is_leaf=lambda w: isinstance(w, Height))
-  return sum((jnp.abs(w).sum() for w in found if not isinstance(w, Height) and w.ndim > 1), start=jnp.zeros(()))
+  return sum((jnp.abs(w).sum() for w in found if not isinstance(w, Height) and w.ndim > 1), start=0.)
 
 
 def robust_loss(lower: Any) -> Any:

@@ -92,20 +92,19 @@ def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   def one(params, x, label):
     return margins(f(params, x), label)
 
-  def shifted(bounds):  # -margins less the greatest that they may be, or 0 if that is greater
-    shift = lax.stop_gradient(jnp.maximum(-bounds.lower.min(), 0))
-    return -bounds.upper - shift, -bounds.lower - shift, shift
-
   def linear(params, box, label, bounds, inside):
-    a, b, shift = shifted(bounds)
+    # -margins, less the greatest that they may be: their exponents neither overflow nor all vanish
+    shift = lax.stop_gradient(-bounds.lower.min())
+    shift = jnp.where(jnp.isfinite(shift), shift, 0)
+    a, b = -bounds.upper - shift, -bounds.lower - shift
     slope = chord(jnp.exp, a, b)
     least = crown(one, intermediate=inside, lines=lines, rows=slope[None])(params, box, label).lower[0]
-    total = jnp.exp(-shift) + jnp.sum(jnp.exp(a) - slope * (a + shift)) - least
-    return jnp.log(jnp.maximum(total, jnp.finfo(total.dtype).tiny)) + shift
+    total = jnp.sum(jnp.exp(a) - slope * (a + shift)) - least
+    total = jnp.maximum(total, jnp.maximum(jnp.exp(a).sum(), jnp.finfo(total.dtype).tiny))
+    return jnp.logaddexp(jnp.log(total) + shift, 0)
 
   def plain(bounds):
-    _, b, shift = shifted(bounds)
-    return jnp.log(jnp.exp(-shift) + jnp.exp(b).sum()) + shift
+    return jnp.logaddexp(jax.nn.logsumexp(-bounds.lower), 0)
 
   loss, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta, plain)
   return loss.mean(), dict(beta=weight)
@@ -120,8 +119,8 @@ def _mixed(one: Callable, linear: Callable[[Any, Interval, Any, Interval, Interm
   by_ibp, weight = jax.vmap(plain)(bounds), jnp.asarray(beta(eps), jnp.float32)
 
   def mixture():
-    found = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, inside)
-    return weight * found + (1 - weight) * by_ibp
+    found, part = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, inside), weight.astype(by_ibp.dtype)
+    return part * found + jnp.where(part < 1, (1 - part) * jnp.where(part < 1, by_ibp, 0), 0)
   return lax.cond((weight > 1e-5) & (eps > 0), mixture, lambda: by_ibp), weight
 
 

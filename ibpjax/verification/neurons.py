@@ -10,7 +10,7 @@ from flax import nnx
 from ibpjax.ibp import ibp
 from ibpjax.interval import Interval, linf_ball
 from ibpjax.margins import batched
-from ibpjax.nn.param_ramp import ParamRamp
+from ibpjax.nn.param_ramp import LEAST_HEIGHT, ParamRamp
 
 # Of ParamRamp; ReLU, which has no upper bend, knows the first three.
 STATES = ('left dead', 'left unstable', 'alive', 'right unstable', 'right dead', 'unstable')
@@ -49,8 +49,12 @@ def neuron_states(model: Any, xs: Any, eps: Any, clip: tuple[float, float] = (0.
   Raises:
     ValueError: the model has other activations.
   """
-  heights = [jnp.where(layer.bent[...], layer.r[...], jnp.inf) if isinstance(layer, ParamRamp) else jnp.inf
-             for layer in model.layers if isinstance(layer, ParamRamp) or layer in (jax.nn.relu, nnx.relu)]
+  def height(layer):
+    if not isinstance(layer, ParamRamp):
+      return jnp.inf
+    return jnp.where(layer.bent[...], jnp.maximum(layer.r[...], LEAST_HEIGHT), jnp.inf)
+  heights = [height(layer) for layer in model.layers if isinstance(layer, ParamRamp) or layer in (
+      jax.nn.relu, nnx.relu)]
 
   def one(model, box):
     return ibp(batched(lambda m, x: m(x)), intermediates=True)(model, box)[1]
