@@ -165,7 +165,7 @@ def peak(since_now=False):
 
 def main():
   # Nothing of the libraries is imported before this: they count the CPUs that they may use.
-  os.sched_setaffinity(0, {int(os.environ.get('VERSUS_CPU', min(os.sched_getaffinity(0))))})
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
   backend = dict(ibpjax=ours, auto_lirpa=auto_lirpa)[sys.argv[1]]

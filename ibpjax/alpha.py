@@ -13,18 +13,18 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import lines as choices
-from ibpjax.crown import checked_intermediate, given_bounds
+from ibpjax.crown import checked_intermediate, prepared
 from ibpjax.errors import Errors
-from ibpjax.ibp import Forward, opened, precise
-from ibpjax.interval import Intermediates, Interval, common, is_set, validated
+from ibpjax.ibp import Forward, precise
+from ibpjax.interval import Intermediates, Interval, common, is_set
 from ibpjax.lines import Lines, Steered
 from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value
 from ibpjax.rows import Dense, Passage, Walk, over_rows
 from ibpjax.walks import walk
 
-# Start of a walk -> equation that it passes -> shares (below, above) of the slopes there, for each function enclosed:
-# one for each sign of the rows; of the starts under 'own', also one for each element.
+# Start of a walk -> output of an equation that it passes -> shares (below, above) of the slopes there, for each
+# function enclosed: one for each sign of the rows; of the starts under 'own', also one for each element.
 Shares = dict[str, dict[int, dict[int, list[tuple[Any, Any]]]]]
 _MOST_OWN = 1 << 22   # slopes for one start, up to which its elements have their own
 
@@ -71,10 +71,8 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
 
   def bounded(*args, **kwargs):
     with precise(round_outward):
-      args, kwargs = validated(args, kwargs)
-      given = given_bounds(f, intermediate, dict(lines=lines, intersect=intersect, round_outward=round_outward), args,
-                           kwargs)
-      program, inputs, out_tree = opened(f, args, kwargs)
+      given, (program, inputs, out_tree) = prepared(f, intermediate, args, kwargs, lines=lines, intersect=intersect,
+                                                    round_outward=round_outward)
       slopes = Slopes(program, lines, chunk, functools.partial(
           Forward, round_outward=round_outward, intersect=intersect), given)
 
@@ -110,21 +108,16 @@ def _descend(loss: Callable, optimizer: optax.GradientTransformation, steps: int
       updates, moments = optimizer.update(gradient, moments, shares)
       moved = optax.apply_updates(shares, updates)
     shares = jax.tree.map(lambda t, old: jnp.clip(t, 0, 1).astype(old.dtype), moved, shares)
-    return (shares, moments, jax.tree.map(_common, best, found, is_leaf=is_set)), None
+    return (shares, moments, jax.tree.map(common, best, found, is_leaf=is_set)), None
   (shares, _, best), _ = lax.scan(step, (shares, optimizer.init(shares), best), length=steps)
   return shares, best
 
 
-def _common(x: Interval, y: Interval) -> Interval:
-  """The intersection of two bounds; of predicates the first."""
-  return x if x.dtype == jnp.bool_ else common(x, y)
-
-
 def _tightest(last: Interval, best: Interval) -> Interval:
   """The intersection of two bounds, with the gradient of the first."""
-  if last.dtype == jnp.bool_:
-    return last
   x = common(last, best)
+  if x.dtype == jnp.bool_:
+    return x
   return Interval(_with_gradient_of(last.lower, x.lower), _with_gradient_of(last.upper, x.upper))
 
 
@@ -159,44 +152,38 @@ class Slopes:
 
   def start(self, inputs: list[Any]) -> tuple[tuple[list[Interval], Intermediates], Shares]:
     """The bounds that the choice of lines gives, and the shares that are its slopes."""
-    passed = dict[int, set[int]]()
-    shares = dict[int, list[tuple[Any, Any]]]()
+    passed, used = dict[int, set[int]](), dict[int, Steered]()
 
     def bound(forward, v):
       def planes(eqn):
-        passed.setdefault(v.id, set()).add(id(eqn))
-        if id(eqn) not in forward.relaxed:
-          steered = Steered(self.lines)
-          forward.relaxed[id(eqn)] = forward.relaxation(eqn, steered)
-          shares[id(eqn)] = steered.starts
-        return forward.relaxed[id(eqn)]
+        key = eqn.outputs[0].id
+        passed.setdefault(v.id, set()).add(key)
+        return forward.planes(eqn, used.setdefault(key, Steered(self.lines)))
       return self._walk(forward, planes).bound_elements(v, self.chunk)
     found = self._run(inputs, bound)
     sizes = {v.id: v.size for e in self.program.equations for v in e.outputs}
     spread: Shares = dict(own={}, shared={})
-    for i, eqns in passed.items():
-      found_here = {n: shares[id(e)] for n, e in enumerate(self.program.equations) if id(e) in eqns and shares[id(e)]}
-      own = sizes[i] * sum(below.size for pairs in found_here.values() for below, _ in pairs) <= _MOST_OWN
+    for i, keys in passed.items():
+      shares = {key: used[key].starts for key in keys if used[key].starts}
+      own = sizes[i] * sum(below.size for pairs in shares.values() for below, _ in pairs) <= _MOST_OWN
       each = (2, sizes[i]) if own else (2,)
       spread['own' if own else 'shared'][i] = jax.tree.map(
-          lambda t, each=each: jnp.broadcast_to(t, (*each, *t.shape)), found_here)
+          lambda t, each=each: jnp.broadcast_to(t, (*each, *t.shape)), shares)
     return found, spread
 
   def run(self, inputs: list[Any], shares: Shares) -> tuple[list[Interval], Intermediates]:
     """The bounds that given slopes give."""
-    numbers = {id(e): i for i, e in enumerate(self.program.equations)}
-
     def steered(forward, shares):
       relaxed: dict[int, Planes | None] = {}
 
       def planes(eqn):
         if id(eqn) not in relaxed:
-          relaxed[id(eqn)] = forward.relaxation(eqn, Steered(self.lines, shares.get(numbers[id(eqn)])))
+          relaxed[id(eqn)] = forward.relaxation(eqn, Steered(self.lines, shares.get(eqn.outputs[0].id)))
         return relaxed[id(eqn)]
       return self._walk(forward, planes)
 
     def bound(forward, v):
-      walk(forward, self.lines).ends(v)  # what scans need is computed here, outside of loops over rows
+      self._prepare_scans(forward)
 
       def of_all(sign, shared):
         back = steered(forward, shared)
@@ -221,6 +208,14 @@ class Slopes:
     forward = self.forward(self.program, inputs, self.given, tighten=bound if self.given is None else None)
     return [forward.output_by(v, functools.partial(bound, forward)) for v in self.program.outputs], (
         forward.intermediates())
+
+  def _prepare_scans(self, forward: Forward) -> None:
+    """Computes what walks through the scans need that have been bounded so far: outside of loops over rows."""
+    planes = walk(forward, self.lines).planes
+    for eqn in self.program.equations:
+      if planes is not None and eqn.key is P.scan_p and eqn.outputs[0].id in forward.env and any(
+          v.id in self.program.perturbed for v in eqn.inputs):
+        planes(eqn)
 
   def _walk(self, forward: Forward, planes: Callable[[Equation], Planes | None]) -> Walk:
     """A walk between planes of its own; through scans, between those of the choice of lines."""

@@ -56,8 +56,8 @@ def _transpose(row, x, kernel, *, padding, **params):
   if ad.is_undefined_primal(x):
     back = jnp.swapaxes(lax.rev(kernel, tuple(range(n))), n, n + 1)
     around = tuple(size - 1 - p for size, p in zip(kernel.shape, padding))
-    return _typed(plain_convolution_p.bind(row, back, padding=around, **params), x.aval), None
-  return None, _typed(_by_kernel(x, row, kernel.aval.shape[:n], padding, params['precision']), kernel.aval)
+    return plain_convolution_p.bind(row, back, padding=around, **params).astype(x.aval.dtype), None
+  return None, _by_kernel(x, row, kernel.aval.shape[:n], padding, params['precision']).astype(kernel.aval.dtype)
 
 
 def _by_kernel(x, row, window, padding, precision):
@@ -78,10 +78,6 @@ def _by_kernel(x, row, window, padding, precision):
                           precision=precision)
   found = found.reshape(*window[1:], x.shape[-1], first, row.shape[-1])
   return jnp.moveaxis(found, -2, 0)
-
-
-def _typed(x, aval):
-  return x.astype(aval.dtype)
 
 
 def _batch(args, dims, **params):

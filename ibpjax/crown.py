@@ -52,10 +52,8 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
 
   def bounded(*args, **kwargs):
     with precise(round_outward):
-      args, kwargs = validated(args, kwargs)
-      given = given_bounds(f, intermediate, dict(lines=lines, intersect=intersect, round_outward=round_outward), args,
-                           kwargs)
-      program, inputs, out_tree = opened(f, args, kwargs)
+      given, (program, inputs, out_tree) = prepared(f, intermediate, args, kwargs, lines=lines, intersect=intersect,
+                                                    round_outward=round_outward)
       forward = Forward(program, inputs, given, round_outward, tightener(lines, chunk) if given is None else None,
                         intersect=intersect)
       back = walk(forward, lines)
@@ -75,16 +73,21 @@ def checked_intermediate(intermediate: Any) -> None:
                      'transformation that returns them')
 
 
-def given_bounds(f: Callable, intermediate: Any, options: dict[str, Any], args: tuple,
-                 kwargs: dict) -> Intermediates | None:
-  """The bounds of intermediate values that another method finds; None where walks of their own do.
+def prepared(f: Callable, intermediate: Any, args: tuple, kwargs: dict,
+             **options: Any) -> tuple[Intermediates | None, tuple[Program, list, Any]]:
+  """The bounds of intermediate values that another method finds, None where walks of their own do; and `f`, opened.
 
   Args:
     f: the function.
     intermediate: as in `crown`.
-    options: arguments for the method, if it is given by its name and takes them.
     args, kwargs: the arguments of `f`.
+    **options: arguments for the method, if it is given by its name and takes them.
   """
+  args, kwargs = validated(args, kwargs)
+  return _given(f, intermediate, args, kwargs, options), opened(f, args, kwargs)
+
+
+def _given(f: Callable, intermediate: Any, args: tuple, kwargs: dict, options: dict[str, Any]) -> Intermediates | None:
   if isinstance(intermediate, Intermediates):
     return intermediate
   if intermediate == 'crown':
@@ -110,8 +113,4 @@ def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> I
     raise ValueError(f'rows have shape {rows.shape}; for an output of shape {v.shape} they have (n, '
                      f'{", ".join(map(str, v.shape))})')
   back.ends(v)
-
-  def least(row, sign):
-    return back.least(v, Dense(row), sign)
-  lower, negative = (over_rows(functools.partial(least, sign=sign), rows, back.width(), chunk) for sign in (1, -1))
-  return honest(Interval(lower, -negative))
+  return honest(back.bound_apart(v, lambda bound: over_rows(lambda row: bound(Dense(row)), rows, back.width(), chunk)))

@@ -90,6 +90,8 @@ def as_interval(x: Any) -> Interval:
 
 def common(x: Interval, y: Interval) -> Interval:
   """The intersection of two bounds of one value; where one is NaN, the other."""
+  if x.dtype == jnp.bool_:
+    return Interval(x.lower | y.lower, x.upper & y.upper)
   return Interval(jnp.fmax(x.lower, y.lower), jnp.fmin(x.upper, y.upper))
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax import lines as choices
-from ibpjax.crown import given_bounds, tightener
-from ibpjax.ibp import Forward, opened
-from ibpjax.interval import is_set, pytree, validated
+from ibpjax.crown import prepared, tightener
+from ibpjax.ibp import Forward
+from ibpjax.interval import is_set, pytree
 from ibpjax.lbp import Forms
 from ibpjax.lines import Lines
 from ibpjax.program import Value
@@ -64,9 +64,8 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = choices.
     raise ValueError(f'method is {method!r}; it is one of {", ".join(methods)}')
 
   def bounded(*args):
-    args, _ = validated(args, {})
-    given = given_bounds(f, methods[method], dict(lines=lines, intersect=False, round_outward=False), args, {})
-    program, inputs, out_tree = opened(f, args, {})
+    given, (program, inputs, out_tree) = prepared(f, methods[method], args, {}, lines=lines, intersect=False,
+                                                  round_outward=False)
     forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
     perturbed = [v for v in program.inputs if v.id in program.perturbed]
 

@@ -175,11 +175,22 @@ class Walk:
 
   def bound(self, value: Value, row: Row) -> Interval:
     """Bounds of `<row, value>`: a scalar Interval."""
-    if self.planes is None and self.errors is None:
+    if self.exact:
       return self.concretise(*self.back({value.id: row}))
-
     lower, negative = jax.vmap(lambda sign: self.least(value, row, sign))(jnp.asarray([1, -1], row.coefficients.dtype))
     return Interval(lower, -negative)
+
+  def bound_apart(self, value: Value, over: Callable[[Callable[[Row], Any]], Any]) -> Interval:
+    """Bounds of many functionals: `over` maps a function of one row over them, lower and upper bounds apart."""
+    if self.exact:
+      return over(functools.partial(self.bound, value))
+    lower, negative = (over(functools.partial(self.least, value, sign=sign)) for sign in (1, -1))
+    return Interval(lower, -negative)
+
+  @property
+  def exact(self) -> bool:
+    """Whether one walk gives both bounds."""
+    return self.planes is None and self.errors is None
 
   def least(self, value: Value, row: Row, sign: Any = 1) -> Any:
     """A lower bound of `sign * <row, value>`."""
@@ -207,11 +218,10 @@ class Walk:
     """
     if value.id in self.ends(value):  # the walk does not get away from it
       return self.env[value.id]
-    if apart:
-      lower, negative = (self.over_elements(value, functools.partial(self.least, value, sign=sign), chunk)
-                         for sign in (1, -1))
-      return Interval(lower, -negative)
-    return self.over_elements(value, lambda row: self.bound(value, row), chunk)
+
+    def over(bound):
+      return self.over_elements(value, bound, chunk)
+    return self.bound_apart(value, over) if apart else over(functools.partial(self.bound, value))
 
   def over_elements(self, value: Value, f: Callable[[Row], Any], chunk: int | None = None) -> Any:
     """`f` of the rows on the single elements of `value`: its scalars become arrays of the shape of `value`."""

@@ -10,6 +10,7 @@ from checks import box_around, contains, holds, samples
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual
 
 from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
+from ibpjax.ibp import Forward, opened
 
 pytestmark = pytest.mark.usefixtures('x64')
 ALL = ACTIVATIONS | {'tanh': jnp.tanh, 'gelu': jax.nn.gelu, 'product': lambda z: z * jnp.flip(jnp.maximum(z, .1))}
@@ -46,8 +47,8 @@ def test_sound_at_any_slopes(activation, most, monkeypatch):
   params, x = random_network(dense, 1)
   box = box_around(x, .3)
   points = jax.vmap(f, (None, 0))(params, samples(box, 3000))
-  program, inputs, _ = alpha.opened(f, (params, box), {})
-  slopes = alpha.Slopes(program, adaptive, None, alpha.Forward, None)
+  program, inputs, _ = opened(f, (params, box), {})
+  slopes = alpha.Slopes(program, adaptive, None, Forward, None)
   (start, _), shares = slopes.start(inputs)
   run = jax.jit(lambda shares: slopes.run(inputs, shares)[0])
   for low, high in ((0, 1), (0, 1), (-3, 4)):
@@ -109,8 +110,8 @@ def test_transformations_compose():
 def test_gradients_are_those_of_the_last_slopes():
   params, x = random_network(dense, 3)
   box = box_around(x, .3)
-  program, inputs, _ = alpha.opened(relu_network, (params, box), {})
-  slopes = alpha.Slopes(program, adaptive, None, alpha.Forward, None)
+  program, inputs, _ = opened(relu_network, (params, box), {})
+  slopes = alpha.Slopes(program, adaptive, None, Forward, None)
   leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda v: isinstance(v, Interval))
 
   @jax.jit

@@ -34,7 +34,7 @@ def robust_loss(lower: Any) -> Any:
   others; an upper bound of the cross-entropy at every point of the box.
 
   Args:
-    lower: (batch, classes - 1), lower bounds of z_y - z_j.
+    lower: (batch, classes - 1) or (classes - 1,), lower bounds of z_y - z_j.
 
   Returns:
     scalar, in nats.

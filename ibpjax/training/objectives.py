@@ -25,12 +25,15 @@ from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 Objective = Callable[..., tuple[Any, dict[str, Any]]]
 
 
+def _margins_of(f: Callable) -> Callable:
+  """(params, x, label) -> the margins of one example."""
+  return lambda params, x, label: margins(f(params, x), label)
+
+
 def margin_bounds(f: Callable, params: Any, images: Any, labels: Any, eps: Any,
                   clip: tuple[Any, Any] = (0., 1.)) -> Any:
   """Lower bounds of the margins of a batch, by elided IBP without an allowance: (batch, classes - 1)."""
-  def one(params, x, label):
-    return margins(f(params, x), label)
-  return jax.vmap(ibp(one, elide=True), (None, 0, 0))(params, linf_ball(images, eps, *clip), labels).lower
+  return jax.vmap(ibp(_margins_of(f), elide=True), (None, 0, 0))(params, linf_ball(images, eps, *clip), labels).lower
 
 
 def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
@@ -61,8 +64,7 @@ def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   Source: Zhang et al. 2020; Lyu et al. 2021, section 5.1 of the supplement.
   """
   del logits, key
-  def one(params, x, label):
-    return margins(f(params, x), label)
+  one = _margins_of(f)
 
   def linear(params, box, label, bounds, inside):
     del bounds
@@ -89,8 +91,7 @@ def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   Source: Xu et al. 2020, section 3.3.
   """
   del logits, key
-  def one(params, x, label):
-    return margins(f(params, x), label)
+  one = _margins_of(f)
 
   def linear(params, box, label, bounds, inside):
     # -margins, less the greatest that they may be: their exponents neither overflow nor all vanish
@@ -103,10 +104,8 @@ def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
     total = jnp.maximum(total, jnp.maximum(jnp.exp(a).sum(), jnp.finfo(total.dtype).tiny))
     return jnp.logaddexp(jnp.log(total) + shift, 0)
 
-  def plain(bounds):
-    return jnp.logaddexp(jax.nn.logsumexp(-bounds.lower), 0)
-
-  loss, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta, plain)
+  loss, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta,
+                        lambda b: robust_loss(b.lower))
   return loss.mean(), dict(beta=weight)
 
 
