@@ -15,25 +15,14 @@ from jax.extend.core import primitives as P
 from ibpjax import affine, loops
 from ibpjax import lines as choices
 from ibpjax.errors import of_affine, of_planes
+from ibpjax.forms import Form, Local, elementwise, identity, push_local
 from ibpjax.ibp import Forward, opened, precise
-from ibpjax.interval import Interval, pytree, validated
+from ibpjax.interval import Interval, is_set, validated
 from ibpjax.lines import Lines
+from ibpjax.planes import Slopes
 from ibpjax.program import Equation, Value
 from ibpjax.rounding import SUMS, gamma, magnitude, roundings
 from ibpjax.rows import Dense, dense, over_rows
-
-
-@pytree
-class Form:
-  """Two affine functions of the inputs, one below a value and one above it.
-
-  Attributes:
-    coefficients: ends (inputs, *shape), a coefficient for each element of all perturbed inputs.
-      As in all intervals of forms, `lower` belongs to the function below; it may be the greater.
-    bias: ends of the shape of the value.
-  """
-  coefficients: Interval
-  bias: Interval
 
 
 def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, intermediates: bool = False,
@@ -43,7 +32,8 @@ def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, interm
   The returned function takes the arguments of `f` with Intervals or LpBalls in the place of
   arrays, as for `ibp`, and returns the tree of `f`'s result with an Interval for each array. It
   is written for one example: `jax.vmap` makes the batch. It carries two coefficients for each
-  pair of an element of the inputs and an element of a value.
+  pair of an element of the inputs and an element of a value; where convolutions have only seen
+  windows of an image, for these windows alone.
 
   Args:
     f: any JAX function of supported primitives, on one example.
@@ -62,7 +52,7 @@ def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, interm
     with precise(round_outward):
       args, kwargs = validated(args, kwargs)
       program, inputs, out_tree = opened(f, args, kwargs)
-      forms: dict[int, Form] = {}
+      forms: dict[int, Form | Local] = {}
       forward = Forward(program, inputs, None, round_outward, intersect=intersect,
                         tighten=lambda forward, v: Forms(forward, lines, forms).bound_elements(v))
       last = Forms(forward, lines, forms)
@@ -79,12 +69,12 @@ class Forms:
   Attributes:
     forward: a run on boxes that has come as far as these are asked for.
     lines: the choice of slopes.
-    made: value id -> Form, what has been computed.
+    made: value id -> its form, what has been computed.
     of_whole: in the body of a scan, the forms of the program that the inputs are those of.
   """
   forward: Forward
   lines: Lines
-  made: dict[int, Form]
+  made: dict[int, Form | Local]
   of_whole: Forms | None = None
 
   @property
@@ -97,7 +87,11 @@ class Forms:
     return [v for v in program.inputs if v.id in program.perturbed]
 
   def of(self, value: Value) -> Form:
-    """The form of a perturbed value."""
+    """The form of a perturbed value, with coefficients for the whole inputs."""
+    form = self._of(value)
+    return form.dense() if isinstance(form, Local) else form
+
+  def _of(self, value: Value) -> Form | Local:
     if not jnp.issubdtype(value.dtype, jnp.floating):
       return self._box(value)
     for eqn in self._needed(value):
@@ -115,9 +109,12 @@ class Forms:
         needed |= {v.id for v in eqn.inputs if v.id in self.forward.program.perturbed}
     return found[::-1]
 
-  def _identity(self, value: Value) -> Form:
+  def _identity(self, value: Value) -> Form | Local:
+    number = [v.id for v in self.inputs].index(value.id)
+    if len(self.inputs) == 1:
+      return identity(value.shape, value.dtype)
     sizes = [v.size for v in self.inputs]
-    start = sum(sizes[:[v.id for v in self.inputs].index(value.id)])
+    start = sum(sizes[:number])
     a = jnp.eye(sum(sizes), value.size, -start, dtype=value.dtype).reshape(sum(sizes), *value.shape)
     zero = jnp.zeros(value.shape, value.dtype)
     return Form(Interval(a, a), Interval(zero, zero))
@@ -147,24 +144,41 @@ class Forms:
     if planes is None and not linear:
       self.made.update((v.id, self._box(v)) for v in eqn.outputs)
       return
-    forms = [self.of(v) if p else None for v, p in zip(eqn.inputs, flags)]
+    forms = [self._of(v) if p else None for v, p in zip(eqn.inputs, flags)]
+    found = self._pushed(eqn, planes, operands, forms)
+    error = self._error(eqn, planes, operands, forms)
+    for v, form in zip(eqn.outputs, found, strict=True):
+      if error is not None:
+        form = dataclasses.replace(form, bias=Interval(form.bias.lower - error, form.bias.upper + error))
+      self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), form)
+
+  def _pushed(self, eqn: Equation, planes: Any, operands: list[Any],
+              forms: list[Form | Local | None]) -> list[Form | Local]:
+    """The forms of the outputs of an equation, but for rounding; local ones where they save coefficients."""
+    own = [f for f in forms if f is not None]
+    slots = [i for i, f in enumerate(forms) if f is not None]
     if planes is None:
-      biases = affine.image(eqn, [f.bias if f is not None else x for f, x in zip(forms, operands)])
-      slots = [i for i, p in enumerate(flags) if p]
-      push = lambda *xs: affine.push_forward(eqn, operands, dict(zip(slots, xs)))
-      coefficients = jax.vmap(push)(*(f.coefficients for f in forms if f is not None))
+      biases = affine.image(eqn, [x if f is None else f.bias for f, x in zip(forms, operands)])
     else:
-      own = [f for f in forms if f is not None]
       bias = planes.push([f.bias for f in own])
       biases = [Interval(bias.lower + planes.low, bias.upper + planes.high)]
-      coefficients = [jax.vmap(lambda *xs: planes.push(xs))(*(f.coefficients for f in own))]
-    error = self._error(eqn, planes, operands, forms)
-    for v, a, b in zip(eqn.outputs, coefficients, biases, strict=True):
-      if error is not None:
-        b = Interval(b.lower - error, b.upper + error)
-      self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), Form(a, b))
 
-  def _error(self, eqn: Equation, planes: Any, operands: list[Any], forms: list[Form | None]) -> Any:
+    def push(*xs):
+      return affine.push_forward(eqn, operands, dict(zip(slots, xs))) if planes is None else [planes.push(xs)]
+    narrow = [f for f in own if isinstance(f, Local)]
+    if len(narrow) == len(own) and len(biases) == 1:
+      local = None
+      if planes is None:
+        local = push_local(eqn, operands, [f is not None for f in forms], narrow, *biases)
+      elif isinstance(planes, Slopes):
+        local = elementwise(lambda *xs: push(*xs)[0], narrow, *biases)
+      if local is not None:
+        return [local if np.prod(local.window) < np.prod(local.shape) else local.dense()]
+    whole = [f.dense().coefficients if isinstance(f, Local) else f.coefficients for f in own]
+    return [Form(a, b) for a, b in zip(jax.vmap(push)(*whole), biases, strict=True)]
+
+  def _error(self, eqn: Equation, planes: Any, operands: list[Any],
+             forms: list[Form | Local | None]) -> Any:
     """How far rounding may move the forms of the one output of an equation, and the output; None where it does not."""
     if self.forward.walk.errors is None or (planes is None and eqn.key not in SUMS):
       return None
@@ -177,8 +191,12 @@ class Forms:
     reach = sum(jnp.sum(magnitude(self.root.forward.env[x.id])) for x in self.inputs)
     return error + sum(roundings(eqn)) * jnp.finfo(v.dtype).tiny * (1 + reach)  # what is too small to be kept
 
-  def _size(self, form: Form) -> Any:
+  def _size(self, form: Form | Local) -> Any:
     """What the absolute values of the terms of a form sum to: an array of the shape of the value."""
+    if isinstance(form, Local):
+      whole = magnitude(self.root.forward.env[self.inputs[0].id])
+      sizes = jax.tree.map(lambda x: Interval(magnitude(x), magnitude(x)), form, is_leaf=is_set)
+      return sizes.over_elements(lambda row, bias: bias + affine.dot(row.coefficients, row.cut(whole)), 'upper')
     reach = jnp.concatenate([magnitude(self.root.forward.env[v.id]).ravel() for v in self.inputs])
     return jnp.tensordot(reach, magnitude(form.coefficients), 1) + magnitude(form.bias)
 
@@ -198,7 +216,7 @@ class Forms:
 
     def step(carry, xs):
       given = [*entered[:first], *carry, *xs]
-      made = {v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
+      made: dict[int, Form | Local] = {v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
 
       def forms(forward):
         return Forms(forward, self.lines, made, self.root)
@@ -225,10 +243,16 @@ class Forms:
 
   def bound_elements(self, value: Value) -> Interval:
     """Bounds of each element of a value."""
-    return self.concretise(self.of(value))
+    return self.concretise(self._of(value))
 
-  def concretise(self, form: Form) -> Interval:
+  def concretise(self, form: Form | Local) -> Interval:
     """The range of a form over the inputs."""
+    if isinstance(form, Local):
+      x, walk = self.inputs[0], self.root.forward.walk
+
+      def end(which):
+        return form.over_elements(lambda row, bias: getattr(walk.concretise({x.id: row}, bias), which), which)
+      return Interval(end('lower'), end('upper'))
     shape = form.bias.shape
     a, bias = (jax.tree.map(lambda x: x.reshape(*x.shape[:x.ndim - len(shape)], -1), x)
                for x in (form.coefficients, form.bias))

@@ -22,7 +22,7 @@ from ibpjax.interval import pytree
 from ibpjax.program import Equation, Program, Value
 
 # Affine operations that act on each element by itself.
-_ELEMENTWISE = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_p, P.select_n_p, P.copy_p,
+ELEMENTWISE = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_p, P.select_n_p, P.copy_p,
                           P.convert_element_type_p})
 
 
@@ -129,12 +129,12 @@ def _sliding(eqn: Equation, slot: int, axes: tuple[int, ...]) -> tuple[int, ...]
     return tuple(eqn.params['dimension_numbers'].out_spec[2:]) if slot == 0 else ()
   if eqn.primitive is P.reduce_window_sum_p:
     return tuple(i for i, n in enumerate(eqn.params['window_dimensions']) if n > 1)
-  if eqn.primitive in _ELEMENTWISE or eqn.primitive is P.concatenate_p:
+  if eqn.primitive in ELEMENTWISE or eqn.primitive is P.concatenate_p:
     return axes
-  return tuple(i for i, source in enumerate(_axes_moved(eqn) or ()) if source in axes)
+  return tuple(i for i, source in enumerate(axes_moved(eqn) or ()) if source in axes)
 
 
-def _axes_moved(eqn: Equation) -> list[int | None] | None:
+def axes_moved(eqn: Equation) -> list[int | None] | None:
   """For an equation that only moves axes and adds or drops some of length 1: the old axis of each new one."""
   before, after = eqn.inputs[0].shape, eqn.outputs[0].shape
   match eqn.primitive:
@@ -157,13 +157,13 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
 
   None where the equation needs the whole row.
   """
-  if eqn.primitive in _ELEMENTWISE or eqn.primitive is P.concatenate_p:
+  if eqn.primitive in ELEMENTWISE or eqn.primitive is P.concatenate_p:
     return _pull_beside(eqn, operands, perturbed, row)
-  if eqn.primitive in (P.conv_general_dilated_p, P.reduce_window_sum_p) and perturbed[0]:
-    return _pull_sliding(eqn, operands, perturbed, row)
+  if perturbed[0] and (slid := sliding(eqn)) is not None:
+    return _pull_sliding(eqn, operands, perturbed, row, *slid)
   if eqn.primitive is P.pad_p and perturbed[0]:
     return _pull_padded(eqn, operands, row)
-  if (axis_of := _axes_moved(eqn)) is not None:
+  if (axis_of := axes_moved(eqn)) is not None:
     return _pull_moved(eqn, axis_of, row)
   return None
 
@@ -198,36 +198,59 @@ def _pull_beside(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[boo
   return [dataclasses.replace(row, coefficients=a, shape=v.shape) for a, v in zip(pulled, into, strict=True)], offset
 
 
-def _pull_sliding(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
-                  row: Window) -> tuple[list[Window], Any] | None:
-  """Through a convolution or a sum over windows: the window grows by the kernel."""
-  p, before = eqn.params, eqn.inputs[0]
+@dataclasses.dataclass(frozen=True)
+class Slide:
+  """How a convolution or a sum over windows slides along one axis.
+
+  Attributes:
+    before, after: the axis of its operand, and of its result.
+    size, stride, padding, dilation: of the kernel along it.
+    base: the dilation of the operand.
+  """
+  before: int
+  after: int
+  size: int
+  stride: int
+  padding: tuple[int, int]
+  base: int
+  dilation: int
+
+
+def sliding(eqn: Equation) -> tuple[list[Slide], dict[int, int]] | None:
+  """What a convolution or a sum over windows slides along, and its other axes: operand's -> result's."""
+  p = eqn.params
   if eqn.primitive is P.conv_general_dilated_p:
     numbers = p['dimension_numbers']
-    if p['batch_group_count'] != 1:
-      return None
     old, new = numbers.lhs_spec, numbers.out_spec
-    kernel = [eqn.inputs[1].shape[i] for i in numbers.rhs_spec[2:]]
-    slid = list(zip(old[2:], new[2:], kernel, p['window_strides'], p['padding'], p['lhs_dilation'], p['rhs_dilation']))
-    beside = list(zip(old[:2], new[:2]))
-  else:
-    axes = range(len(before.shape))
-    slid = list(zip(axes, axes, p['window_dimensions'], p['window_strides'], p['padding'], p['base_dilation'],
-                    p['window_dilation']))
-    beside = []
-  if any(row.spans[j] is not None for _, j in beside):
+    sizes = [eqn.inputs[1].shape[i] for i in numbers.rhs_spec[2:]]
+    slides = zip(old[2:], new[2:], sizes, p['window_strides'], p['padding'], p['lhs_dilation'], p['rhs_dilation'])
+    return [Slide(*s) for s in slides], dict(zip(old[:2], new[:2]))
+  if eqn.primitive is P.reduce_window_sum_p:
+    axes = range(len(eqn.inputs[0].shape))
+    slides = zip(axes, axes, p['window_dimensions'], p['window_strides'], p['padding'], p['base_dilation'],
+                 p['window_dilation'])
+    return [Slide(*s) for s in slides], {}
+  return None
+
+
+def _pull_sliding(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], row: Window,
+                  slides: Sequence[Slide], beside: dict[int, int]) -> tuple[list[Window], Any] | None:
+  """Through a convolution or a sum over windows: the window grows by the kernel."""
+  before = eqn.inputs[0]
+  if eqn.params.get('batch_group_count', 1) != 1 or any(row.spans[j] is not None for j in beside.values()):
     return None
   spans: list[Span | None] = [None] * len(before.shape)
   shape = list(before.shape)
   paddings = []
-  for i, j, size, stride, padding, base, dilation in slid:
-    span = row.spans[j]
-    paddings.append(padding if span is None else (0, 0))
+  for s in slides:
+    span = row.spans[s.after]
+    paddings.append(s.padding if span is None else (0, 0))
     if span is not None:
-      if base != 1:
+      if s.base != 1:
         return None
-      spans[i] = dataclasses.replace(span, stride=span.stride * stride, offset=span.offset * stride - padding[0])
-      shape[i] = (row.coefficients.shape[j] - 1) * stride + (size - 1) * dilation + 1
+      spans[s.before] = dataclasses.replace(span, stride=span.stride * s.stride,
+                                            offset=span.offset * s.stride - s.padding[0])
+      shape[s.before] = (row.coefficients.shape[s.after] - 1) * s.stride + (s.size - 1) * s.dilation + 1
   local = _on_windows(eqn, [tuple(shape), *(v.shape for v in eqn.inputs[1:])], row, padding=tuple(paddings))
   (a,), offset = affine.pull_back(local, operands, perturbed, [row.coefficients])
   return [Window(a, row.position, tuple(spans), before.shape).within()], offset

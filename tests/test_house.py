@@ -14,7 +14,7 @@ from experiments import primitives
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = [{'_version', 'convolutions', 'interval'}, {'program', 'lines', 'margins'}, {'affine', 'graph', 'rule'},
-          {'exact', 'functions', 'loops', 'reductions', 'windows'}, {'composites', 'planes'}, {'elementwise'},
+          {'exact', 'functions', 'loops', 'reductions', 'windows'}, {'composites', 'forms', 'planes'}, {'elementwise'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
           {'alpha', 'linear'}, {'nn'},
@@ -152,7 +152,7 @@ def test_measurements_run(command):
     (('experiments.train', '--epochs=9', '--milestones=9'), 'each must come before the last epoch'),
     (('experiments.train', '--accumulate=100'), '--accumulate=100 is more than the 40 batches of an epoch'),
     (('experiments.train', '--epochs=5', '--ramp_epochs=9'), 'ends before the ramp of eps does'),
-    (('experiments.train', '--eta=.1'), 'are options of --activation=param_ramp, not of relu'),
+    (('experiments.train', '--eta=.1'), 'are options of --activation=leaky_relu and param_ramp, not of relu'),
     (('experiments.train', '--activation=param_ramp', '--eta_end=0'), '--eta_epochs=70,140: the slope changes between'),
     (('experiments.train', '--batch_size=5000'), 'a batch of 5000 examples cannot be taken from the 1297 examples'),
     (('experiments.train', 'digits'), 'all options are flags'),

@@ -1,0 +1,133 @@
+"""Local forms give what whole forms give, on every way that images are moved, padded, joined and convolved."""
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import holds, samples
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+from test_windows import LAYERS, conv, image
+
+from ibpjax import Interval, adaptive, forms, lbp, linear_bounds, linf_ball, lp_ball, tight
+from ibpjax.ibp import Forward, opened
+from ibpjax.lbp import Forms
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+
+def whole(f, **options):
+  """`lbp` of f with whole forms: there is a second input, which nothing depends on."""
+  def with_another(x, other):
+    return f(x) + 0 * other
+  return lambda x: lbp(with_another, **options)(x, Interval(jnp.zeros(()), jnp.ones(())))
+
+
+def agree(f, x, **options):
+  one, other = jax.jit(lambda x: (lbp(f, **options)(x), whole(f, **options)(x)))(x)
+  np.testing.assert_allclose(one.lower, other.lower, rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(one.upper, other.upper, rtol=1e-9, atol=1e-9)
+
+
+def form_of(f, box):
+  """The form of what a function returns, as it is stored."""
+  program, inputs, _ = opened(f, (box,), {})
+  forward = Forward(program, inputs)
+  for v in program.outputs:
+    forward.output_by(v, lambda v: forward.env[v.id])
+  return Forms(forward, tight, {})._of(program.outputs[0])
+
+
+# Of these layers windows stay windows.
+LOCAL = ['conv', 'same', 'strided', 'far padded', 'dilated', 'point', 'channels first', 'relu', 'tanh', 'product',
+         'average pool', 'frame of ones', 'cropped', 'residual', 'short cut', 'gated', 'turned', 'expanded']
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_each_layer_between_two_convolutions(name):
+  def f(x):
+    return conv(LAYERS[name](jax.nn.relu(conv(x, 1, padding='SAME')), 3), 5, 2, padding=[(1, 0), (0, 1)])
+  for set_ in (linf_ball(image(), .1), lp_ball(image(1), .2), lp_ball(image(2), .4, 1.)):
+    agree(f, set_)
+  agree(f, linf_ball(image(), .1), round_outward=True)
+  agree(f, linf_ball(image(), .1), elide=False)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_windows_are_kept(name):
+  def f(x):
+    return LAYERS[name](conv(x, 1, padding='SAME'), 3)
+  box = linf_ball(image(shape=(20, 20, 2)), .01)
+  form = jax.eval_shape(lambda box: form_of(f, box), box)
+  assert isinstance(form, forms.Local) == (name in LOCAL)
+  if name in LOCAL:
+    assert max(form.window[:2]) <= 7
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(0, 9)), min_size=1, max_size=6),
+       st.integers(0, 9))
+@hypothesis.settings(max_examples=20)
+def test_random_networks_of_images(layers, seed):
+  def f(x):
+    for name, i in layers:
+      x = LAYERS[name](x, i)
+    return conv(x, seed)
+  x = image(seed, (9, 8, 1))
+  try:
+    size = jax.eval_shape(f, x).size
+  except TypeError:  # an image has become too small for a layer
+    hypothesis.reject()
+  hypothesis.assume(0 < size < 400)
+  box = linf_ball(x, .05)
+  agree(f, box)
+  points = samples(box, 50, seed)
+  assert holds(jax.jit(lbp(f))(box), jax.vmap(f)(points))
+
+
+@pytest.mark.parametrize('axes', [('NWC', 'WIO', 'NWC'), ('NDHWC', 'DHWIO', 'NDHWC'), ('CWN', 'OWI', 'WNC')])
+def test_images_of_other_dimensions(axes):
+  n = len(axes[0]) - 2
+  kernels = [jax.random.normal(jax.random.key(i), [dict(I=1 + 2 * i, O=3 - i).get(name, 2) for name in axes[1]])
+             for i in range(2)]
+
+  def f(x):
+    for kernel in kernels:
+      x = lax.conv_general_dilated(jax.nn.relu(x), kernel, [2] * n, 'SAME', dimension_numbers=axes) - .1
+      x = jnp.transpose(x, [axes[2].index(name) for name in axes[0]])
+    return x
+  agree(f, linf_ball(image(shape=[dict(N=1, C=1).get(name, 6) for name in axes[0]]) - .5, .1))
+
+
+def test_examples_beside_each_other_have_windows_of_their_own():
+  """A batch in one array: no form has coefficients for another example."""
+  def f(x):
+    return jax.nn.relu(jax.vmap(lambda x: conv(x, 1))(x))
+  x = linf_ball(jnp.stack([image(i) for i in range(3)]), .1)
+  assert jax.eval_shape(lambda x: form_of(f, x), x).window[0] == 1
+  agree(f, x)
+
+
+def test_linear_bounds_are_those_of_whole_inputs():
+  def f(x):
+    return jax.nn.relu(conv(jax.nn.relu(conv(x, 1)), 2)).sum((0, 1))
+  x = linf_ball(image(), .1)
+  found, bounds = jax.jit(lambda x: (linear_bounds(f, method='lbp')(x), lbp(f, elide=False, lines=adaptive)(x)))(x)
+  points = samples(x, 300)
+  truth = jax.jit(jax.vmap(f))(points)
+  assert (jax.vmap(found.lower)(points) <= truth + 1e-9).all()
+  assert (truth <= jax.vmap(found.upper)(points) + 1e-9).all()
+  for line, end, sign in ((found.lower, bounds.lower, 1), (found.upper, bounds.upper, -1)):
+    spread = .1 * jnp.abs(line.coeffs[0]).sum((1, 2, 3))
+    np.testing.assert_allclose(line(x.centre) - sign * spread, end, rtol=1e-9, atol=1e-9)
+
+
+def test_windows_cost_a_fraction_of_whole_forms():
+  """The work of bounding convolutions by local and by whole forms, as XLA counts it."""
+  def f(x):
+    return conv(jax.nn.relu(conv(x, 1, features=8)), 3, features=8)
+  box = linf_ball(image(shape=(24, 24, 1)), .1)
+
+  def cost(g):
+    return jax.jit(g).lower(box).compile().cost_analysis()['flops']
+  assert cost(lbp(f, elide=False)) < cost(whole(f, elide=False)) / 10
