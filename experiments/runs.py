@@ -23,7 +23,8 @@ from ibpjax.training.checkpoints import Checkpoints, fill
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
     'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'dm_large': nn.dm_large,
     'wk_small': nn.wk_small, 'cnn7': nn.cnn7}
-ACTIVATIONS: dict[str, Callable[..., Any]] = {'relu': jax.nn.relu, 'param_ramp': nn.ParamRamp}
+ACTIVATIONS: dict[str, Callable[..., Any]] = {'relu': jax.nn.relu, 'leaky_relu': nn.LeakyReLU,
+                                              'param_ramp': nn.ParamRamp}
 # Flags that are options of some models only.
 OPTIONS = {'hidden': ['mlp'], 'width': ['cnn7', 'dm_large'], 'valid': ['dm_small', 'dm_medium']}
 # Flags that say how and where a run is done, not what is computed: these may change when it goes on.

@@ -37,6 +37,8 @@ flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.'
 flags.DEFINE_string('data_dir', '~/tensorflow_datasets', 'Folder of TFDS, of packed .npz files, or of image folders.')
 flags.DEFINE_integer('validation', 0, 'Training examples held out; then they are evaluated, not the test split.', 0)
 flags.DEFINE_bool('augment', True, 'Random flips and crops, where the dataset has them.')
+flags.DEFINE_integer('pad', None, 'Zeros around an image before a random crop to its size; by default the padding that '
+                     'is usual for the dataset.', 0)
 flags.DEFINE_integer('side', None, 'Cut images to this height and width: at random in training, in the middle else.', 1)
 flags.DEFINE_integer('workers', 2, 'Processes that read a dataset too large for memory.', 0)
 flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
@@ -44,10 +46,13 @@ define_integers('hidden', [], 'Widths of the hidden layers of mlp.', least=1)
 flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn7 and dm_large.', 1)
 flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium (Gowal et al. 2018).')
 flags.DEFINE_enum('activation', 'relu', list(runs.ACTIVATIONS), 'Of all hidden layers.')
-flags.DEFINE_float('eta', 0., 'Slope of param_ramp outside of its bends, at the beginning.', 0., 1.)
-flags.DEFINE_float('eta_end', None, 'Slope of param_ramp at the end; by default it does not change.', 0., 1.)
+flags.DEFINE_float('eta', 0., 'Slope of leaky_relu below 0 and of param_ramp outside of its bends, at the beginning.',
+                   0., 1.)
+flags.DEFINE_float('eta_end', None, 'That slope at the end; by default it does not change.', 0., 1.)
 define_integers('eta_epochs', [70, 140], 'Epochs after which the slope starts to change and has changed, in a line.',
                 least=0, distinct=True)
+flags.DEFINE_float('height_noise', 0., 'Noise added to the heights of param_ramp in each step, as a share of their '
+                   'mean in a layer.', 0.)
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'pgd', 'trades', 'natural'],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
 flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
@@ -89,8 +94,10 @@ def check_flags() -> None:
   if FLAGS.warmup_epochs + FLAGS.ramp_epochs > FLAGS.epochs:
     raise app.UsageError(f'--epochs={FLAGS.epochs} ends before the ramp of eps does: it needs --warmup_epochs + '
                          f'--ramp_epochs = {FLAGS.warmup_epochs + FLAGS.ramp_epochs}')
-  if FLAGS.activation != 'param_ramp' and (FLAGS.eta or FLAGS.eta_end is not None):
-    raise app.UsageError(f'--eta and --eta_end are options of --activation=param_ramp, not of {FLAGS.activation}')
+  if FLAGS.activation == 'relu' and (FLAGS.eta or FLAGS.eta_end is not None):
+    raise app.UsageError('--eta and --eta_end are options of --activation=leaky_relu and param_ramp, not of relu')
+  if FLAGS.activation != 'param_ramp' and FLAGS.height_noise:
+    raise app.UsageError(f'--height_noise is an option of --activation=param_ramp, not of {FLAGS.activation}')
   if FLAGS.eta_end is not None and not (
       len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[0] < FLAGS.eta_epochs[1] <= FLAGS.epochs):
     raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
@@ -113,11 +120,12 @@ def objective_and_schedules(per_epoch: int) -> dict[str, Any]:
                'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
                'fused': functools.partial(training.fused_objective, beta=beta)}[FLAGS.loss]
   kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
-  return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1, eta=slopes(per_epoch))
+  return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1, eta=slopes(per_epoch),
+              height_noise=FLAGS.height_noise)
 
 
 def slopes(per_epoch: int) -> training.schedules.Schedule | None:
-  """The schedule of the slope of param_ramp; None if it does not change."""
+  """The schedule of the slope of activations; None if it does not change."""
   if FLAGS.eta_end is None:
     return None
   first, last = FLAGS.eta_epochs
@@ -194,6 +202,8 @@ def steps(feed: Any, per_epoch: int, start: int, total: int) -> Any:
 def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float) -> dict[str, Any] | None:
   """One run, or what remains of it: its last record, or None if the deadline came first."""
   facts, begun = data.facts, time.monotonic()
+  if FLAGS.pad is not None:
+    facts = dataclasses.replace(facts, pad=FLAGS.pad, edge=False)
   feed = (pipeline.Resident(data.train, FLAGS.batch_size, seed) if isinstance(data.train, datasets.Split) else
           pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers))
   per_epoch = len(feed) // FLAGS.accumulate * FLAGS.accumulate
@@ -240,7 +250,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   last, seconds = time.monotonic(), lambda: before + time.monotonic() - begun
   with tqdm(total=total, initial=start, desc=str(out), unit='step', disable=None) as bar:
     for number, images, labels in steps(feed, per_epoch, start, total):
-      if nn.ramps(model) and number == FLAGS.warmup_epochs * per_epoch + 1:  # the ramp of eps begins
+      if number == FLAGS.warmup_epochs * per_epoch + 1 and nn.ramps(model):  # the ramp of eps begins
         now['state'] = bent(graphdef, now['state'], facts, data.train)
       now['state'], now['sums'], metrics = advance(now['state'], now['sums'], images, labels)
       jax.block_until_ready(metrics)

@@ -153,6 +153,42 @@ def test_training_moves_heights_once_they_bend_and_slopes_by_schedule():
   assert all(np.any(a != b) for a, b in zip(heights(states[0]), heights(states[1]), strict=True))
 
 
+def test_heights_are_jittered_once_they_bend():
+  model = nn.mlp((2000,), input_shape=(5,), classes=3, activation=nn.ParamRamp, rngs=nnx.Rngs(0))
+  ramp, = nn.ramps(model)
+  ramp.r[...] = jnp.full(2000, 2.)
+  nn.jittered(model, jax.random.key(0), .01)
+  np.testing.assert_array_equal(ramp.r[...], 2)
+  ramp.bent[...] = jnp.ones((), bool)
+  nn.jittered(model, jax.random.key(0), .01)
+  noise = ramp.r[...] - 2
+  assert abs(float(noise.std()) - .02) < .002
+  assert abs(float(noise.mean())) < .002
+  step = functools.partial(training.train_step, optimizer=optax.sgd(0.), eps=lambda t: .01, kappa=lambda t: .5)
+  graphdef, state = training.TrainState.create(model, optax.sgd(0.))
+  batch = jnp.ones((4, 5)), jnp.zeros(4, int)
+  for share, moves in ((0., False), (.1, True)):
+    after, _ = jax.jit(functools.partial(step, graphdef=graphdef, height_noise=share))(state, batch, jax.random.key(1))
+    now, = nn.ramps(nnx.merge(graphdef, after.params, after.batch_stats))
+    assert bool(jnp.any(now.r[...] != ramp.r[...])) == moves
+
+
+def test_leaky_relu_is_a_ramp_that_never_bends():
+  model = nn.mlp((12, 8), input_shape=(5,), classes=3, activation=functools.partial(nn.LeakyReLU, eta=.2),
+                 rngs=nnx.Rngs(0))
+  x = jnp.asarray(RNG.normal(size=(6, 5)), jnp.float32)
+  straight = model_of(.2)
+  np.testing.assert_allclose(model(x), straight(x), rtol=1e-6)
+  nn.set_slope(model, .5)
+  nn.set_slope(straight, .5)
+  np.testing.assert_allclose(model(x), straight(x), rtol=1e-6)
+  box = Interval(x[0] - .2, x[0] + .2)
+  one = batched(lambda m, x: m(x))
+  for method in (ibp, crown):
+    assert holds(method(one)(model, box), jax.vmap(one, (None, 0))(model, samples(box, 500)), 1e-5)
+  assert nn.ramps(model) == []
+
+
 def test_weight_penalties_leave_heights_out():
   model = nn.dm_small(input_shape=(8, 8, 1), activation=nn.ParamRamp, rngs=nnx.Rngs(0))
   _, (params, _) = training.split(model)

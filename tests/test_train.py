@@ -109,6 +109,7 @@ def test_ramps_bend_at_the_first_radius(given):
 def test_configs_are_flags_of_training(path, given):
   """Each with every row that it speaks of."""
   for more in ((), ('--loss=crown-ibp',), ('--loss=fused', '--activation=param_ramp'),
+               ('--activation=leaky_relu', '--eta=.01'), ('--activation=param_ramp', '--height_noise=.01'),
                ('--activation=param_ramp', '--eta=.01', '--eta_end=0')):
     if 'mnist' in path.stem or 'cifar' in path.stem or '--eta=.01' not in more:
       given(f'--flagfile={path}', *more)

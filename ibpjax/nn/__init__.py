@@ -2,10 +2,10 @@
 from ibpjax.nn.batch_norm import BatchNorm
 from ibpjax.nn.models import cnn7, dm_large, dm_medium, dm_small, mlp, wk_small
 from ibpjax.nn.normalise import Normalise
-from ibpjax.nn.param_ramp import ParamRamp, calibrate, param_ramp, ramps
+from ibpjax.nn.param_ramp import LeakyReLU, ParamRamp, calibrate, jittered, param_ramp, ramps, set_slope
 from ibpjax.nn.sequential import Sequential, flatten
 
 __all__ = [
-    'BatchNorm', 'Normalise', 'ParamRamp', 'Sequential', 'calibrate', 'cnn7', 'dm_large', 'dm_medium', 'dm_small',
-    'flatten', 'mlp', 'param_ramp', 'ramps', 'wk_small',
+    'BatchNorm', 'LeakyReLU', 'Normalise', 'ParamRamp', 'Sequential', 'calibrate', 'cnn7', 'dm_large', 'dm_medium',
+    'dm_small', 'flatten', 'jittered', 'mlp', 'param_ramp', 'ramps', 'set_slope', 'wk_small',
 ]

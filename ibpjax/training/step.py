@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from ibpjax.interval import pytree
-from ibpjax.nn.param_ramp import ramps
+from ibpjax.nn.param_ramp import jittered, set_slope
 from ibpjax.nn.sequential import Sequential
 from ibpjax.training.losses import l1_norm, natural_loss
 from ibpjax.training.objectives import Objective, ibp_objective
@@ -50,7 +50,7 @@ def refuse_stock_batch_norm(model: nnx.Module) -> None:
 def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef: Any,
                optimizer: optax.GradientTransformation, eps: Callable, kappa: Callable,
                objective: Objective | None = ibp_objective, l1: float = 0.,
-               eta: Callable | None = None) -> tuple[TrainState, dict[str, Any]]:
+               eta: Callable | None = None, height_noise: float = 0.) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step on kappa * natural loss + (1 - kappa) * objective + l1 * sum of |weights|.
 
   Batch-norm statistics come from the clean batch; bounds and attacks share them, with gradients.
@@ -65,7 +65,8 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     eps, kappa: schedules, step -> value.
     objective: of `ibpjax.training.objectives`; None trains on the natural loss alone.
     l1: weight of the L1 norm of the kernels.
-    eta: schedule of the slope of all ParamRamps; None leaves it as it is.
+    eta: schedule of the slope of all LeakyReLUs and ParamRamps; None leaves it as it is.
+    height_noise: added to the heights of ParamRamps after the step (see `ibpjax.nn.jittered`).
 
   Returns:
     The next state, and the metrics, all scalars: loss, natural [nats], error (a fraction),
@@ -99,12 +100,16 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   model = nnx.merge(graphdef, state.params, batch_stats)
   model.record(stats)
   _, (_, batch_stats) = split(model)
-  return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state, state.step + 1), metrics
+  params = optax.apply_updates(state.params, updates)
+  if height_noise:
+    model = nnx.merge(graphdef, params, batch_stats)
+    jittered(model, jax.random.fold_in(key, 1), height_noise)
+    _, (params, _) = split(model)
+  return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
 
 def _with_slope(graphdef: Any, state: TrainState, eta: Any) -> Any:
-  """The statistics and settings of a model, its ParamRamps with the slope eta."""
+  """The statistics and settings of a model, its activations with the slope eta."""
   model = nnx.merge(graphdef, state.params, state.batch_stats)
-  for ramp in ramps(model):
-    ramp.eta[...] = jnp.asarray(eta, ramp.eta[...].dtype)
+  set_slope(model, eta)
   return split(model)[1][1]

@@ -10,7 +10,7 @@ from flax import nnx
 from ibpjax.ibp import ibp
 from ibpjax.interval import Interval, linf_ball
 from ibpjax.margins import batched
-from ibpjax.nn.param_ramp import LEAST_HEIGHT, ParamRamp
+from ibpjax.nn.param_ramp import LEAST_HEIGHT, LeakyReLU, ParamRamp
 
 # Of ParamRamp; ReLU, which has no upper bend, knows the first three.
 STATES = ('left dead', 'left unstable', 'alive', 'right unstable', 'right dead', 'unstable')
@@ -39,7 +39,7 @@ def neuron_states(model: Any, xs: Any, eps: Any, clip: tuple[float, float] = (0.
   """How many neurons are in which state, layer by layer, by interval bounds.
 
   Args:
-    model: an `ibpjax.nn.Sequential` whose activations are ReLUs or ParamRamps.
+    model: an `ibpjax.nn.Sequential` whose activations are ReLUs, LeakyReLUs or ParamRamps.
     xs: (batch, ...) examples.
     eps: radius of the l-infinity balls around them, cut to `clip`.
 
@@ -53,15 +53,15 @@ def neuron_states(model: Any, xs: Any, eps: Any, clip: tuple[float, float] = (0.
     if not isinstance(layer, ParamRamp):
       return jnp.inf
     return jnp.where(layer.bent[...], jnp.maximum(layer.r[...], LEAST_HEIGHT), jnp.inf)
-  heights = [height(layer) for layer in model.layers if isinstance(layer, ParamRamp) or layer in (
-      jax.nn.relu, nnx.relu)]
+  heights = [height(layer) for layer in model.layers if isinstance(layer, LeakyReLU | ParamRamp) or
+             layer in (jax.nn.relu, nnx.relu)]
 
   def one(model, box):
     return ibp(batched(lambda m, x: m(x)), intermediates=True)(model, box)[1]
   found = list(jax.vmap(one, (None, 0))(model, linf_ball(xs, eps, *clip)).bounds.values())
   if len(found) != len(heights):
-    raise ValueError(f'the model has {len(found)} nonlinear layers, of which {len(heights)} are ReLU or ParamRamp: '
-                     'only of these the states of neurons are known')
+    raise ValueError(f'the model has {len(found)} nonlinear layers, of which {len(heights)} are ReLU, LeakyReLU or '
+                     'ParamRamp: only of these the states of neurons are known')
 
   return [{state: float(jnp.mean(where)) for state, where in states(b, jnp.broadcast_to(h, b.shape)).items()}
           for b, h in zip(found, heights)]
