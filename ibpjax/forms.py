@@ -17,6 +17,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, windows
 from ibpjax.interval import Interval, pytree
+from ibpjax.planes import pin
 from ibpjax.program import Equation
 from ibpjax.windows import Slide, Span, Window
 
@@ -232,7 +233,7 @@ def _slid(eqn: Equation, operands: Sequence[Any], form: Local, bias: Interval, s
   if convolves:
     kernel = jnp.transpose(operands[1], (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
     centre, radius = affine.centre_radius(form.coefficients)
-    coefficients = affine.around(run(centre, kernel), run(radius, jnp.abs(kernel)))
+    coefficients = affine.around(*pin((run(centre, kernel), run(radius, jnp.abs(kernel)))))
   else:
     coefficients = jax.tree.map(lambda a: run(a, None), form.coefficients)
   return Local(coefficients, bias, tuple(s and moved(s) for s in form.spans), form.shape)
