@@ -17,6 +17,7 @@ from ibpjax.training import pgd
 from ibpjax.verification.report import radius_text, summarise, verdict
 
 Records = list[dict[str, Any]]
+_LEAST = 8  # examples that a later stage runs on, if need be by repeating one
 
 
 def example_key(seed: Any, eps: Any, index: Any, attack: Any) -> Any:
@@ -31,7 +32,8 @@ class Cascade:
   The first method and the first attack see every example, verified ones too: that is the check of
   the bounds. A later method sees those predicted correctly and not yet verified, a later attack
   those of them that are not yet broken. The first stages run on whole batches and the later ones
-  on eighths of a batch, filled up by repeating their last example, so that each compiles once.
+  on eighths of a batch; of fewer examples on halves, quarters, ... of these, filled up by
+  repeating their last example, so that each compiles a few times and no more.
 
   Args:
     f: (params, x) -> (classes,) logits of one example.
@@ -46,7 +48,7 @@ class Cascade:
                batch_size: int):
     self.f, self.params, self.methods, self.attacks, self.seed = f, params, methods, attacks, seed
     self.batch_size = batch_size
-    self.compiled: set[str] = set()
+    self.compiled: set[tuple[str, int]] = set()
     self.programs: dict[int, Callable] = {}  # of the attacks
 
     @jax.jit
@@ -84,12 +86,14 @@ class Cascade:
               prepare: Callable | None = None) -> np.ndarray:
       values = [np.zeros(0, np.float32)] if not len(which) else []
       for start in range(0, len(which), size):
-        part = which[start:start + size]
-        padded = np.pad(part, (0, size - len(part)), mode='edge')
+        part, room = which[start:start + size], size
+        while size < self.batch_size and room // 2 >= max(len(part), _LEAST):
+          room //= 2
+        padded = np.pad(part, (0, room - len(part)), mode='edge')
         arguments = images[padded], labels[padded], indices[padded]
-        if name not in self.compiled:  # so that no time of compilation is counted; what is cheap runs twice for it
+        if (name, room) not in self.compiled:  # so that no compilation is timed; what is cheap runs twice for it
           jax.block_until_ready((prepare or function)(*arguments))
-          self.compiled.add(name)
+          self.compiled.add((name, room))
         begin = time.perf_counter()
         values.append(np.asarray(function(*arguments))[:len(part)])
         seconds[part] += (time.perf_counter() - begin) / len(part)
