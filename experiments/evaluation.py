@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import ibpjax
 from experiments import logs
-from ibpjax.training import pgd
+from ibpjax.training.attacks import pgd_by_steps as pgd
 from ibpjax.verification.report import radius_text, summarise, verdict
 
 Records = list[dict[str, Any]]
@@ -49,21 +49,16 @@ class Cascade:
     self.f, self.params, self.methods, self.attacks, self.seed = f, params, methods, attacks, seed
     self.batch_size = batch_size
     self.compiled: set[tuple[str, int]] = set()
-    self.programs: dict[int, Callable] = {}  # of the attacks
 
     @jax.jit
     def logits(params, images):
       return jax.vmap(f, (None, 0))(params, images)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def worst(number, params, images, labels, indices, eps):
-      steps, restarts = attacks[number]
-      def one(x, y, index):
-        key = example_key(seed, eps, index, number)
-        return pgd(f, params, x[None], y[None], eps, key, steps=steps, restarts=restarts)[1][0]
-      return jax.vmap(one)(images, labels, indices)
+    def keys(attack, indices, eps):
+      return jax.vmap(lambda index: example_key(seed, eps, index, attack))(indices)
 
-    self.logits, self.worst = logits, worst
+    self.logits, self.keys = logits, keys
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, eps: float) -> Records:
     """One record an example, for at most batch_size of them.
@@ -115,13 +110,12 @@ class Cascade:
         verified[which] = found > 0
         by[which[found > 0]] = method
       for place in range(len(self.attacks)):
-        def compile_attack(x, y, i, place=place):
-          self.programs[place] = self.worst.lower(place, self.params, x, y, i, eps).compile()
-
-        def attack(x, y, i, place=place):
-          return self.programs[place](self.params, x, y, i, eps)
+        def attack(x, y, i, place=place, effort=self.attacks[place]):
+          steps, restarts = effort
+          return pgd(self.f, self.params, x, y, eps, self.keys(place, i, eps), steps=steps, restarts=restarts)[1]
         which = np.flatnonzero(correct & ~verified & (worst > 0)) if place else everyone
-        found = stage(f'attack {place}', attack, which, later if place else self.batch_size, compile_attack)
+        found = stage(f'attack {place}', attack, which, later if place else self.batch_size,
+                      functools.partial(attack, effort=(1, 1)))
         worst[which] = np.minimum(worst[which], found)  # NaN stays
     return [dict(index=int(indices[i]), label=int(labels[i]), prediction=int(logits[i].argmax()), eps=eps,
                  margins=dict(zip(self.methods, margins[:, i])), pgd_margin=float(worst[i]),
