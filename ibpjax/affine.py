@@ -113,8 +113,14 @@ def centre_radius(x: Interval) -> tuple[Any, Any]:
 
 
 def dot(row: Any, x: Any) -> Any:
-  """<row, x>, where a coefficient of 0 meets an infinite or undefined element as 0."""
-  return jnp.sum(jnp.where(row == 0, 0, row * x))
+  """<row, x>, where a coefficient of 0 meets an infinite or undefined element as 0; gradients see finite elements.
+
+  A contraction, not a sum of products, whose gradients XLA's CPU code is slow at: 17 ms and not 1 for the margins of a
+  batch of 256 (jaxlib 0.10.2).
+  """
+  finite = jnp.isfinite(x)
+  rest = lax.stop_gradient(jnp.where(finite | (row == 0), 0, row * x)).sum()
+  return jnp.vdot(row, jnp.where(finite, x, 0), precision=lax.Precision.HIGHEST) + rest
 
 
 def _definite(eqn: Equation) -> Equation:
