@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import ibpjax
 from experiments import logs
-from ibpjax.training.attacks import pgd_by_steps as pgd
+from ibpjax.training.attacks import pgd_by_steps
 from ibpjax.verification.report import radius_text, summarise, verdict
 
 Records = list[dict[str, Any]]
@@ -112,7 +112,8 @@ class Cascade:
       for place in range(len(self.attacks)):
         def attack(x, y, i, place=place, effort=self.attacks[place]):
           steps, restarts = effort
-          return pgd(self.f, self.params, x, y, eps, self.keys(place, i, eps), steps=steps, restarts=restarts)[1]
+          return pgd_by_steps(self.f, self.params, x, y, eps, self.keys(place, i, eps), steps=steps,
+                              restarts=restarts)[1]
         which = np.flatnonzero(correct & ~verified & (worst > 0)) if place else everyone
         found = stage(f'attack {place}', attack, which, later if place else self.batch_size,
                       functools.partial(attack, effort=(1, 1)))

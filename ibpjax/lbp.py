@@ -88,8 +88,7 @@ class Forms:
 
   def of(self, value: Value) -> Form:
     """The form of a perturbed value, with coefficients for the whole inputs."""
-    form = self._of(value)
-    return form.dense() if isinstance(form, Local) else form
+    return self._of(value).dense()
 
   def _of(self, value: Value) -> Form | Local:
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -174,8 +173,8 @@ class Forms:
         local = elementwise(lambda *xs: push(*xs)[0], narrow, *biases)
       if local is not None:
         return [local if np.prod(local.window) < np.prod(local.shape) else local.dense()]
-    whole = [f.dense().coefficients if isinstance(f, Local) else f.coefficients for f in own]
-    return [Form(a, b) for a, b in zip(jax.vmap(push)(*whole), biases, strict=True)]
+    whole = jax.vmap(push)(*(f.dense().coefficients for f in own))
+    return [Form(a, b) for a, b in zip(whole, biases, strict=True)]
 
   def _error(self, eqn: Equation, planes: Any, operands: list[Any],
              forms: list[Form | Local | None]) -> Any:

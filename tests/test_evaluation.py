@@ -116,13 +116,13 @@ def test_a_tighter_method_sees_what_remains_and_nothing_is_compiled_twice(tmp_pa
 
 def test_a_later_attack_sees_what_no_attack_has_broken(tmp_path, monkeypatch):
   """Only the first attack looks at what is verified or broken: a second one that lies is heard for the others alone."""
-  pgd = evaluation.pgd
+  pgd = evaluation.pgd_by_steps
 
   def liar(f, params, xs, labels, eps, key, *, steps, restarts):
     found = pgd(f, params, xs, labels, eps, key, steps=1, restarts=1)
     return found if steps == 1 else (None, jnp.full(len(xs), -7.))
 
-  monkeypatch.setattr(evaluation, 'pgd', liar)
+  monkeypatch.setattr(evaluation, 'pgd_by_steps', liar)
   records = run(tmp_path, attacks=((1, 1), (2, 1)))
   first = run(tmp_path / 'first', attacks=((1, 1),))
   for old, new in zip(first, records):
@@ -141,7 +141,7 @@ def test_nan_is_never_verified_and_counts_as_broken(tmp_path, monkeypatch):
   assert {r['verdict'] for r in records} == {'misclassified', 'attacked', 'unknown'}
   assert np.isnan([r['margins']['ibp'] for r in records]).all()
 
-  monkeypatch.setattr(evaluation, 'pgd', lambda f, p, xs, *_, **__: (None, jnp.full(len(xs), jnp.nan)))
+  monkeypatch.setattr(evaluation, 'pgd_by_steps', lambda f, p, xs, *_, **__: (None, jnp.full(len(xs), jnp.nan)))
   attacked = run(tmp_path / 'attacks')
   assert {r['verdict'] for r in attacked} == {'misclassified', 'attacked'}
   monkeypatch.setattr(ibpjax, 'certify', lambda *_, **__: certificate(1.))

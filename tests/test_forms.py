@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from checks import holds, samples
 from hypothesis import given
-from hypothesis import strategies as st
+from images import LAYERS, NETWORKS, SEEDS, between, conv, image, network, same
 from jax import lax
-from test_windows import LAYERS, conv, image
 
 from ibpjax import Interval, adaptive, forms, lbp, linear_bounds, linf_ball, lp_ball, tight
 from ibpjax.ibp import Forward, opened
@@ -26,8 +25,7 @@ def whole(f, **options):
 
 def agree(f, x, **options):
   one, other = jax.jit(lambda x: (lbp(f, **options)(x), whole(f, **options)(x)))(x)
-  np.testing.assert_allclose(one.lower, other.lower, rtol=1e-9, atol=1e-9)
-  np.testing.assert_allclose(one.upper, other.upper, rtol=1e-9, atol=1e-9)
+  same(one, other)
 
 
 def form_of(f, box):
@@ -46,8 +44,7 @@ LOCAL = ['conv', 'same', 'strided', 'far padded', 'dilated', 'point', 'channels 
 
 @pytest.mark.parametrize('name', LAYERS)
 def test_each_layer_between_two_convolutions(name):
-  def f(x):
-    return conv(LAYERS[name](jax.nn.relu(conv(x, 1, padding='SAME')), 3), 5, 2, padding=[(1, 0), (0, 1)])
+  f = between(name)
   for set_ in (linf_ball(image(), .1), lp_ball(image(1), .2), lp_ball(image(2), .4, 1.)):
     agree(f, set_)
   agree(f, linf_ball(image(), .1), round_outward=True)
@@ -65,20 +62,10 @@ def test_windows_are_kept(name):
     assert max(form.window[:2]) <= 7
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(0, 9)), min_size=1, max_size=6),
-       st.integers(0, 9))
+@given(NETWORKS, SEEDS)
 @hypothesis.settings(max_examples=20)
 def test_random_networks_of_images(layers, seed):
-  def f(x):
-    for name, i in layers:
-      x = LAYERS[name](x, i)
-    return conv(x, seed)
-  x = image(seed, (9, 8, 1))
-  try:
-    size = jax.eval_shape(f, x).size
-  except TypeError:  # an image has become too small for a layer
-    hypothesis.reject()
-  hypothesis.assume(0 < size < 400)
+  f, x = network(layers, seed)
   box = linf_ball(x, .05)
   agree(f, box)
   points = samples(box, 50, seed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checks import holds, samples
 from hypothesis import given
-from hypothesis import strategies as st
+from images import AXES, LAYERS, NETWORKS, SEEDS, between, conv, image, network, same, weights
 from jax import lax
 
 from ibpjax import crown, linf_ball, lp_ball
@@ -14,67 +14,6 @@ from ibpjax.program import trace
 from ibpjax.windows import moving_axes
 
 pytestmark = pytest.mark.usefixtures('x64')
-
-AXES = ('NHWC', 'HWIO', 'NHWC')
-
-
-def weights(seed, *shape):
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / np.sqrt(np.prod(shape[:-1])))
-
-
-def conv(x, seed, size=3, strides=(1, 1), padding='VALID', features=2, **kwargs):
-  """A convolution of one image (height, width, channels), with a bias."""
-  groups = kwargs.get('feature_group_count', 1)
-  kernel = weights(seed, size, size, x.shape[-1] // groups, features)
-  return lax.conv_general_dilated(x[None], kernel, strides, padding, dimension_numbers=AXES, **kwargs)[0] + weights(
-      seed + 1, 1, 1, features)
-
-
-def channels_first(x, seed):
-  """The same in the order (batch, channels, height, width)."""
-  kernel = weights(seed, 2, x.shape[-1], 3, 3)
-  y = lax.conv_general_dilated(x.transpose(2, 0, 1)[None], kernel, (2, 1), 'SAME')
-  return jnp.squeeze(y + weights(seed, 1, 2, 1, 1), 0).transpose(1, 2, 0)
-
-
-def pooled(x, seed):
-  return lax.reduce_window(x, 0., lax.add, (2, 3, 1), (1, 2, 1), [(1, 0), (1, 1), (0, 0)]) / 6
-
-
-def gated(x, seed):
-  known = weights(seed, *x.shape)
-  return jnp.where(known > 0, x * known, 1 - x / (2 + known))
-
-
-# What an image (height, width, channels) goes through, with seeds for weights.
-LAYERS = {
-    'conv': lambda x, i: conv(x, i),
-    'same': lambda x, i: conv(x, i, padding='SAME', features=3),
-    'strided': lambda x, i: conv(x, i, 2, (2, 1), [(1, 0), (2, 1)]),
-    'far padded': lambda x, i: conv(x, i, 2, (2, 2), [(3, 1), (2, 4)]),
-    'dilated': lambda x, i: conv(x, i, 2, rhs_dilation=(2, 1), padding=[(1, 1), (0, 1)]),
-    'grouped': lambda x, i: conv(jnp.concatenate([x, x[::-1]], -1), i, feature_group_count=2, padding='SAME'),
-    'transposed': lambda x, i: conv(x, i, lhs_dilation=(2, 2), padding=[(2, 1), (1, 2)]),
-    'point': lambda x, i: conv(x, i, 1, (1, 2)),
-    'channels first': channels_first,
-    'relu': lambda x, i: jax.nn.relu(x),
-    'tanh': lambda x, i: jnp.tanh(x - .2),
-    'product': lambda x, i: x * jnp.tanh(x + 1),
-    'max pool': lambda x, i: lax.reduce_window(x, -jnp.inf, lax.max, (2, 2, 1), (1, 1, 1), 'VALID'),
-    'average pool': pooled,
-    'frame of ones': lambda x, i: jnp.pad(x, ((1, 0), (0, 2), (0, 0)), constant_values=1.),
-    'cropped': lambda x, i: lax.pad(x, 0., [(-1, 0, 0), (0, -1, 0), (0, 0, 0)]),
-    'residual': lambda x, i: x + conv(jax.nn.relu(conv(x, i, padding='SAME')), i, padding='SAME', features=x.shape[-1]),
-    'short cut': lambda x, i: conv(x, i, 1, (2, 2), 'SAME') + conv(jnp.abs(conv(x, i, padding='SAME')), i, 3, (2, 2),
-                                                                   'SAME'),
-    'beside': lambda x, i: jnp.concatenate([x, conv(x, i, padding='SAME'), weights(i, *x.shape)], -1),
-    'below': lambda x, i: jnp.concatenate([x, jax.nn.relu(x)[:1]], 0),
-    'gated': gated,
-    'turned': lambda x, i: x.transpose(1, 0, 2),
-    'dense': lambda x, i: x + weights(i, *x.shape) * jnp.sum(x * weights(i + 1, *x.shape)),
-    'expanded': lambda x, i: jnp.expand_dims(x, (0, 2)).reshape(*x.shape, 1)[..., 0],
-}
-
 
 def whole(f, box):
   """Bounds of each element by rows with a coefficient for every element."""
@@ -86,36 +25,20 @@ def whole(f, box):
 
 def agree(f, box):
   one, other = jax.jit(lambda box: (crown(f, intermediate='ibp')(box), whole(f, box)))(box)
-  np.testing.assert_allclose(one.lower, other.lower, rtol=1e-9, atol=1e-9)
-  np.testing.assert_allclose(one.upper, other.upper, rtol=1e-9, atol=1e-9)
-
-
-def image(seed=0, shape=(7, 6, 2)):
-  return jnp.asarray(np.random.default_rng(seed).uniform(size=shape))
+  same(one, other)
 
 
 @pytest.mark.parametrize('name', LAYERS)
 def test_each_layer_between_two_convolutions(name):
-  def f(x):
-    return conv(LAYERS[name](jax.nn.relu(conv(x, 1, padding='SAME')), 3), 5, 2, padding=[(1, 0), (0, 1)])
+  f = between(name)
   for set_ in (linf_ball(image(), .1), lp_ball(image(1), .2), lp_ball(image(2), .4, 1.)):
     agree(f, set_)
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(0, 9)), min_size=1, max_size=6),
-       st.integers(0, 9))
+@given(NETWORKS, SEEDS)
 @hypothesis.settings(max_examples=20)
 def test_random_networks_of_images(layers, seed):
-  def f(x):
-    for name, i in layers:
-      x = LAYERS[name](x, i)
-    return conv(x, seed)
-  x = image(seed, (9, 8, 1))
-  try:
-    size = jax.eval_shape(f, x).size
-  except TypeError:  # an image has become too small for a layer
-    hypothesis.reject()
-  hypothesis.assume(0 < size < 400)
+  f, x = network(layers, seed)
   box = linf_ball(x, .05)
   agree(f, box)
   points = samples(box, 50, seed)

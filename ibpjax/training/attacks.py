@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.interval import linf_ball
+from ibpjax.interval import Interval, linf_ball
 from ibpjax.margins import check_labels, margins
 
 
@@ -40,8 +40,7 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
     (points, worst): the worst point found for each example, (batch, ...), and its smallest
     margin z_y - z_j, (batch,), -inf where the logits are NaN. A worst margin <= 0 is a successful attack.
   """
-  box = linf_ball(xs, eps, *clip)
-  step_size = usual_step(eps, steps) if step_size is None else step_size
+  box, labels, step_size = _prepared(f, params, xs, labels, eps, steps, step_size, clip)
 
   def attack(x, label, lower, upper, key):
     def step(carry, _):
@@ -54,7 +53,6 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
     best = _counted(f, params, x, (x, jnp.asarray(jnp.inf, x.dtype)), label)
     return jax.lax.scan(restart, best, jax.random.split(key, restarts))[0]
 
-  labels = check_labels(labels, jax.eval_shape(f, params, xs[0]).shape[-1])
   return jax.vmap(attack)(xs, labels, box.lower, box.upper, jax.random.split(key, len(xs)))
 
 
@@ -72,9 +70,7 @@ def pgd_by_steps(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, keys:
   Returns:
     As `pgd`.
   """
-  box = linf_ball(xs, eps, *clip)
-  step_size = usual_step(eps, steps) if step_size is None else step_size
-  labels = check_labels(labels, jax.eval_shape(f, params, xs[0]).shape[-1])
+  box, labels, step_size = _prepared(f, params, xs, labels, eps, steps, step_size, clip)
   best = _all_counted(f, params, xs, (xs, jnp.full(len(xs), jnp.inf, xs.dtype)), labels)
   for each in jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(keys):
     x = jax.vmap(_start)(box.lower, box.upper, each)
@@ -82,6 +78,13 @@ def pgd_by_steps(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, keys:
       x, best = _all_step(f, params, x, best, labels, box.lower, box.upper, step_size)
     best = _all_counted(f, params, x, best, labels)
   return best
+
+
+def _prepared(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, steps: int, step_size: Any,
+              clip: tuple[Any, Any]) -> tuple[Interval, Any, Any]:
+  """(ball, labels, step_size) of an attack, checked."""
+  labels = check_labels(labels, jax.eval_shape(f, params, xs[0]).shape[-1])
+  return linf_ball(xs, eps, *clip), labels, usual_step(eps, steps) if step_size is None else step_size
 
 
 def _start(lower: Any, upper: Any, key: Any) -> Any:

@@ -97,14 +97,11 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
-  model = nnx.merge(graphdef, state.params, batch_stats)
+  model = nnx.merge(graphdef, optax.apply_updates(state.params, updates), batch_stats)
   model.record(stats)
-  _, (_, batch_stats) = split(model)
-  params = optax.apply_updates(state.params, updates)
   if height_noise:
-    model = nnx.merge(graphdef, params, batch_stats)
     jittered(model, jax.random.fold_in(key, 1), height_noise)
-    _, (params, _) = split(model)
+  _, (params, batch_stats) = split(model)
   return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
 
