@@ -6,6 +6,7 @@ Natural and IBP steps run in turn (A B A B ...), optimizer and metrics included,
 shape made at random and held on the device as stored bytes. Drawing a batch is timed by itself, beside
 the IBP step that it is drawn for.
 """
+import functools
 import statistics
 
 import jax
@@ -32,7 +33,7 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, float]:
   key = jax.random.key(0)
 
   def step(objective):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=training.compiler_options())
     def run(state, images, labels):
       batch = facts.pixels(images), labels
       return training.train_step(state, batch, key, graphdef=graphdef, optimizer=optimizer, eps=lambda _: .1,

@@ -159,7 +159,7 @@ def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
   """(params, batch_stats) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance."""
   one = ibpjax.batched(lambda model, x: model(x))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=training.compiler_options())
   def wrong(params, batch_stats, images, labels):
     model, x = nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None)
     clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
@@ -220,7 +220,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     batch = prepared(facts, images, augmenting), labels
     return training.train_step(state, batch, attacking, graphdef=graphdef, optimizer=optimizer, **options)
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=training.compiler_options())
   def advance(state, sums, images, labels):
     state, metrics = step(state, images, labels)
     return state, jax.tree.map(jnp.add, sums, metrics), metrics

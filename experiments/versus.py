@@ -82,7 +82,7 @@ def ours(net, method, batch, eps):
       return (optax.apply_updates(params, updates), moments), value
     params = jax.tree.map(jnp.asarray, params)
     state, y = (params, optimizer.init(params)), jnp.arange(batch) % CLASSES
-    program = jax.jit(step).lower(state, x, y).compile()
+    program = jax.jit(step, compiler_options=training.compiler_options()).lower(state, x, y).compile()
     return lambda: jax.block_until_ready(program(state, x, y))[1], None
   transformation = {
       'IBP': lambda f: ibpjax.ibp(f, elide=True), 'LBP': lambda f: ibpjax.lbp(f, lines=ibpjax.adaptive),

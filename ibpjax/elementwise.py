@@ -15,7 +15,7 @@ from ibpjax.affine import centre_radius
 from ibpjax.functions import TABLE
 from ibpjax.interval import Interval
 from ibpjax.lines import Lines, Steered
-from ibpjax.planes import pin
+from ibpjax.pinned import pin
 from ibpjax.program import Equation, rebind, unsupported
 from ibpjax.rule import Elementwise, kinks
 

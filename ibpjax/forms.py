@@ -17,7 +17,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, windows
 from ibpjax.interval import Interval, pytree
-from ibpjax.planes import pin
+from ibpjax.pinned import pin
 from ibpjax.program import Equation
 from ibpjax.windows import Slide, Span, Window
 

@@ -7,30 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ibpjax import affine
 from ibpjax.interval import Interval, is_set
 from ibpjax.program import rebind, trace
 from ibpjax.reductions import times
-
-
-def pin(chosen: Any) -> Any:
-  """The same arrays (floats or booleans), computed once and not again wherever they are used.
-
-  XLA computes cheap values anew in each kernel that needs them, and not always to the same bits: a
-  product and a sum may become one instruction, or not. A choice between two that are nearly equal
-  would fall here so and there otherwise, and a line have the slope of one and the intercept of the
-  other. Loops are not fused; two changes of sign are exact. Barriers do not help: XLA:CPU removes
-  them before it fuses.
-  """
-  floats = jax.tree.map(lambda x: jnp.where(x, 1., -1.) if x.dtype == jnp.bool_ else x, chosen)
-  pinned, _ = lax.scan(_opposite, floats, length=2)
-  return jax.tree.map(lambda x, y: y > 0 if x.dtype == jnp.bool_ else y, chosen, pinned)
-
-
-def _opposite(x: Any, _: None) -> tuple[Any, None]:
-  return jax.tree.map(jnp.negative, x), None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from ibpjax.composites import Composite
 from ibpjax.elementwise import best_lines, enclose, enclosing, reciprocal, relu, row, square
 from ibpjax.interval import Interval, as_interval, is_set
 from ibpjax.lines import Lines
-from ibpjax.planes import Maps, Planes, Slopes, pin
+from ibpjax.pinned import pin
+from ibpjax.planes import Maps, Planes, Slopes
 from ibpjax.program import Equation, evaluate, rebind
 from ibpjax.reductions import times
 from ibpjax.univariate import Bounds, Univariate

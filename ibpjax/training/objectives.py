@@ -19,6 +19,7 @@ from ibpjax.ibp import ibp
 from ibpjax.interval import Intermediates, Interval, linf_ball
 from ibpjax.lines import Lines, chord
 from ibpjax.margins import margins
+from ibpjax.pinned import pin
 from ibpjax.training.attacks import pgd, usual_step
 from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 
@@ -115,6 +116,7 @@ def _mixed(one: Callable, linear: Callable[[Any, Interval, Any, Interval, Interm
   """beta * linear + (1 - beta) * plain of the elided interval bounds of `one`, for each example; and beta."""
   over = (None, 0, 0)
   bounds, inside = jax.vmap(ibp(one, elide=True, intermediates=True), over)(params, box, labels)
+  inside = pin(inside)  # and so the sums of all gradients to them
   by_ibp, weight = jax.vmap(plain)(bounds), jnp.asarray(beta(eps), jnp.float32)
 
   def mixture():
