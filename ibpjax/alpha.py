@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,18 +13,22 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import lines as choices
+from ibpjax import relaxations
+from ibpjax.composites import Composite
 from ibpjax.crown import checked_intermediate, prepared
+from ibpjax.elementwise import row as rule_of
 from ibpjax.errors import Errors
 from ibpjax.ibp import Forward, precise
 from ibpjax.interval import Intermediates, Interval, common, is_set
 from ibpjax.lines import Lines, Steered
-from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value
-from ibpjax.rows import Dense, Passage, Walk, over_rows
+from ibpjax.rows import Dense, Passage, Walk, dense
+from ibpjax.univariate import Univariate
 from ibpjax.walks import walk
 
 # Start of a walk -> output of an equation that it passes -> shares (below, above) of the slopes there, for each
-# function enclosed: one for each sign of the rows; of the starts under 'own', also one for each element.
+# function enclosed: one for each sign of the rows; of the starts under 'own', also one for each element, where its
+# row rests on a window for this window alone.
 Shares = dict[str, dict[int, dict[int, list[tuple[Any, Any]]]]]
 _MOST_OWN = 1 << 22   # slopes for one start, up to which its elements have their own
 
@@ -41,8 +45,8 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
   The bounds are the tightest of all steps, element by element: never looser than those of `crown`.
 
   Every element of an output or of a value inside `f` has slopes of its own for its lower and for
-  its upper bound, as long as these are no more than 4 million; the elements of larger values share
-  theirs. Slopes inside of `lax.scan` and what products and composites choose stay as they start.
+  its upper bound, in images for the window that it sees, as long as these are no more than 4 million; the elements
+  of larger values share theirs. Slopes inside of `lax.scan` and what products and composites choose stay as they start.
   Gradients are those of the bounds of the last step, at fixed shares; these bounds may be looser.
 
   Args:
@@ -134,6 +138,45 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Noted:
+  """Planes of an equation that note the shares of those slopes that a row on a window meets."""
+  planes: Any
+  shares: list[tuple[Any, Any]]
+  key: int
+  met: dict[int, Any]
+
+  def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
+    return self.planes.pull_rows(rows)
+
+  def at(self, cut: Callable[[Any], Any]) -> Passage:
+    self.met[self.key] = jax.tree.map(cut, self.shares)
+    return self.planes.at(cut)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+  """Planes of an equation, with slopes that belong to one row: for all of its elements, or for the row's window."""
+  eqn: Equation
+  forward: Forward
+  lines: Lines
+  shares: list[tuple[Any, Any]]
+
+  def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
+    return self._planes(self.eqn, self.forward.operands(self.eqn)).pull_rows(rows)
+
+  def at(self, cut: Callable[[Any], Any]) -> Passage:
+    operands = [jax.tree.map(cut, x) if is_set(x) or jnp.ndim(x) else x for x in self.forward.operands(self.eqn)]
+    inputs = tuple(dataclasses.replace(v, shape=x.shape) for v, x in zip(self.eqn.inputs, operands, strict=True))
+    out, = self.eqn.outputs
+    shape = next(x.shape for x in operands if is_set(x))
+    outputs = (dataclasses.replace(out, shape=shape),)
+    return self._planes(dataclasses.replace(self.eqn, inputs=inputs, outputs=outputs), operands)
+
+  def _planes(self, eqn: Equation, operands: Sequence[Any]) -> Any:
+    return relaxations.planes(eqn, operands, Steered(self.lines, self.shares), self.forward.run, 0.)
+
+
+@dataclasses.dataclass(frozen=True)
 class Slopes:
   """CROWN on one program, as a function of the slopes of its lines.
 
@@ -152,33 +195,58 @@ class Slopes:
 
   def start(self, inputs: list[Any]) -> tuple[tuple[list[Interval], Intermediates], Shares]:
     """The bounds that the choice of lines gives, and the shares that are its slopes."""
-    passed, used = dict[int, set[int]](), dict[int, Steered]()
+    passed, used = list[tuple[Forward, Value, set[int]]](), dict[int, Steered]()
 
     def bound(forward, v):
+      passed.append((forward, v, set()))
+
       def planes(eqn):
         key = eqn.outputs[0].id
-        passed.setdefault(v.id, set()).add(key)
+        passed[-1][2].add(key)
         return forward.planes(eqn, used.setdefault(key, Steered(self.lines)))
       return self._walk(forward, planes).bound_elements(v, self.chunk)
     found = self._run(inputs, bound)
-    sizes = {v.id: v.size for e in self.program.equations for v in e.outputs}
     spread: Shares = dict(own={}, shared={})
-    for i, keys in passed.items():
+    for forward, v, keys in passed:
       shares = {key: used[key].starts for key in keys if used[key].starts}
-      own = sizes[i] * sum(below.size for pairs in shares.values() for below, _ in pairs) <= _MOST_OWN
-      each = (2, sizes[i]) if own else (2,)
-      spread['own' if own else 'shared'][i] = jax.tree.map(
-          lambda t, each=each: jnp.broadcast_to(t, (*each, *t.shape)), shares)
+      own = functools.partial(self._own, forward, v, shares)
+      sizes = [below.size for pairs in jax.eval_shape(own).values() for below, _ in pairs]
+      kind, each = ('own', own()) if sum(sizes) <= _MOST_OWN else ('shared', shares)
+      spread[kind][v.id] = jax.tree.map(lambda t: jnp.broadcast_to(t, (2, *t.shape)), each)
     return found, spread
+
+  def _own(self, forward: Forward, v: Value, shares: dict[int, list[tuple[Any, Any]]]) -> dict[int, Any]:
+    """The same shares for each element of a value: of the slopes that its row meets, which may be those of windows."""
+    def element(row):
+      met = dict(shares)
+
+      def planes(eqn):
+        found, key = forward.planes(eqn, self.lines), eqn.outputs[0].id
+        return _Noted(found, shares[key], key, met) if key in shares and self._by_windows(forward, eqn) else found
+      self._walk(forward, planes).least(v, row)
+      return met
+    if forward.round_outward:
+      return jax.tree.map(lambda t: jnp.broadcast_to(t, (*v.shape, *t.shape)), shares)
+    return forward.walk.over_elements(v, element, self.chunk)
+
+  def _by_windows(self, forward: Forward, eqn: Equation) -> bool:
+    """Whether slopes may be those of a window: an equation that acts element by element, and no errors of the whole."""
+    slots = [i for i, v in enumerate(eqn.inputs) if v.id in forward.program.perturbed]
+    return (not forward.round_outward and not isinstance(eqn.key, Composite | Univariate) and len(slots) == 1
+            and rule_of(eqn, slots[0]) is not None)
 
   def run(self, inputs: list[Any], shares: Shares) -> tuple[list[Interval], Intermediates]:
     """The bounds that given slopes give."""
-    def steered(forward, shares):
-      relaxed: dict[int, Planes | None] = {}
+    def steered(forward, shares, own):
+      relaxed: dict[int, Passage | None] = {}
 
       def planes(eqn):
+        key = eqn.outputs[0].id
         if id(eqn) not in relaxed:
-          relaxed[id(eqn)] = forward.relaxation(eqn, Steered(self.lines, shares.get(eqn.outputs[0].id)))
+          if own and key in shares and self._by_windows(forward, eqn):
+            relaxed[id(eqn)] = _Own(eqn, forward, self.lines, shares[key])
+          else:
+            relaxed[id(eqn)] = forward.relaxation(eqn, Steered(self.lines, shares.get(key)))
         return relaxed[id(eqn)]
       return self._walk(forward, planes)
 
@@ -186,17 +254,15 @@ class Slopes:
       self._prepare_scans(forward)
 
       def of_all(sign, shared):
-        back = steered(forward, shared)
+        back = steered(forward, shared, False)
         back.ends(v)
         return back.over_elements(v, lambda row: back.least(v, row, sign), self.chunk)
 
       def of_each(sign, own):
-        def element(x):
-          i, slopes = x
-          back = steered(forward, slopes)
-          back.ends(v)
-          return back.least(v, Dense((jnp.arange(v.size) == i).astype(v.dtype).reshape(v.shape)), sign)
-        return over_rows(element, (jnp.arange(v.size), own), forward.walk.width(), self.chunk).reshape(v.shape)
+        def element(row, slopes):
+          row = Dense(dense(row)) if forward.round_outward else row
+          return steered(forward, slopes, True).least(v, row, sign)
+        return forward.walk.over_elements(v, element, self.chunk, own)
       for kind, least in (('own', of_each), ('shared', of_all)):
         if v.id in shares[kind]:
           lower, negative = jax.vmap(least)(jnp.asarray([1, -1], v.dtype), shares[kind][v.id])
@@ -217,7 +283,7 @@ class Slopes:
           v.id in self.program.perturbed for v in eqn.inputs):
         planes(eqn)
 
-  def _walk(self, forward: Forward, planes: Callable[[Equation], Planes | None]) -> Walk:
+  def _walk(self, forward: Forward, planes: Callable[[Equation], Passage | None]) -> Walk:
     """A walk between planes of its own; through scans, between those of the choice of lines."""
     plain = walk(forward, self.lines).planes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ import numpy as np
 from ibpjax import affine, windows
 from ibpjax.errors import Errors
 from ibpjax.interval import Interval, LpBall, pytree
-from ibpjax.planes import Slopes
 from ibpjax.program import Equation, Program, Value
 from ibpjax.rounding import gamma, magnitude
 from ibpjax.windows import Span, Window
@@ -70,6 +69,14 @@ class Passage(Protocol):
 
   def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
     """A lower bound of the sum of `<rows[i], outputs[i]>`: rows on the perturbed operands, and an offset."""
+
+
+@runtime_checkable
+class Cuttable(Protocol):
+  """A passage through an equation that acts element by element."""
+
+  def at(self, cut: Callable[[Any], Any]) -> Passage:
+    """The passage for some elements, which `cut` takes out of an array of the shape of the result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +157,7 @@ class Walk:
     on_windows = row is not None and linear and windows.pull_back(eqn, operands, flags, row)
     if on_windows:
       pulled, offset = list[Row](on_windows[0]), on_windows[1]
-    elif row is not None and isinstance(passage, Slopes):
+    elif row is not None and isinstance(passage, Cuttable):
       arrays, offset = passage.at(row.cut).pull_rows([row.coefficients])
       pulled = [dataclasses.replace(row, coefficients=a) for a in arrays]
     else:
@@ -223,30 +230,45 @@ class Walk:
       return self.over_elements(value, bound, chunk)
     return self.bound_apart(value, over) if apart else over(functools.partial(self.bound, value))
 
-  def over_elements(self, value: Value, f: Callable[[Row], Any], chunk: int | None = None) -> Any:
-    """`f` of the rows on the single elements of `value`: its scalars become arrays of the shape of `value`."""
+  def over_elements(self, value: Value, f: Callable[..., Any], chunk: int | None = None, *along: Any) -> Any:
+    """`f(row, *parts)` for the rows on the single elements of `value`, each with its part of `along`.
+
+    Args:
+      value: the value.
+      f: a function that returns any pytree.
+      chunk: as in `over_rows`.
+      *along: pytrees of arrays (*value.shape, ...).
+
+    Returns:
+      The pytree, its arrays (*value.shape, ...).
+    """
     moving = windows.moving_axes(self.program, value)
     counts = tuple(value.shape[i] for i in moving)
     spans = tuple(Span(moving.index(i), n) if i in moving else None for i, n in enumerate(value.shape))
     shape = tuple(1 if i in moving else n for i, n in enumerate(value.shape))
-    beside = int(np.prod(shape))
+    beside, rank = int(np.prod(shape)), len(value.shape)
 
-    def at(i):
-      position = jnp.unravel_index(i, counts) if counts else ()
-
-      def element(j):
-        hot = (jnp.arange(beside) == j).astype(value.dtype).reshape(shape)
-        return f(Window(hot, position, spans, value.shape) if counts else Dense(hot))
-      return element
+    def element(i, j, parts):
+      hot = (jnp.arange(beside) == j).astype(value.dtype).reshape(shape)
+      return f(Window(hot, jnp.unravel_index(i, counts), spans, value.shape) if counts else Dense(hot), *parts)
 
     if not counts:
-      flat = over_rows(at(0), jnp.arange(value.size), self.width(), chunk)
-      return jax.tree.map(lambda x: x.reshape(value.shape), flat)
-    flat = over_rows(lambda i: jax.vmap(at(i))(jnp.arange(beside)), jnp.arange(value.size // beside),
+      laid = jax.tree.map(lambda x: x.reshape(value.size, *x.shape[rank:]), along)
+      flat = over_rows(lambda x: element(0, *x), (jnp.arange(value.size), laid), self.width(), chunk)
+      return jax.tree.map(lambda x: x.reshape(*value.shape, *x.shape[1:]), flat)
+
+    def grouped(x):
+      x = jnp.moveaxis(x, moving, range(len(moving)))
+      return x.reshape(-1, beside, *x.shape[rank:])
+
+    def group(x):
+      i, parts = x
+      return jax.vmap(functools.partial(element, i))(jnp.arange(beside), parts)
+    flat = over_rows(group, (jnp.arange(value.size // beside), jax.tree.map(grouped, along)),
                      beside * self.width(), chunk and max(1, chunk // beside))
 
     def placed(x):
-      x = x.reshape(*counts, *(n for i, n in enumerate(value.shape) if i not in moving))
+      x = x.reshape(*counts, *(n for i, n in enumerate(value.shape) if i not in moving), *x.shape[2:])
       return jnp.moveaxis(x, range(len(counts)), moving)
     return jax.tree.map(placed, flat)
 

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from checks import box_around, contains, holds, samples
+from images import LAYERS, conv, image, same
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual
 
 from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
@@ -64,6 +65,23 @@ def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
   monkeypatch.setattr(alpha, '_MOST_OWN', 0)
   shared = jax.jit(alpha_crown(relu_network))(params, box)
   assert own.width.sum() < .99 * shared.width.sum() < .99 * crown(relu_network)(params, box).width.sum()
+
+
+@pytest.mark.parametrize('layer', ['strided', 'residual', 'tanh'])
+def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkeypatch):
+  def f(x):
+    return conv(jax.nn.relu(LAYERS[layer](jax.nn.relu(conv(x, 1)), 3)), 5, 2)
+  box = linf_ball(image(), .3)
+  program, inputs, _ = opened(f, (box,), {})
+
+  def shares():
+    _, found = alpha.Slopes(program, adaptive, None, Forward, None).start(inputs)
+    return sum(t.size for t in jax.tree.leaves(found))
+  found, count = jax.jit(alpha_crown(f, steps=4))(box), shares()
+  assert float(found.width.sum()) < float(jax.jit(crown(f))(box).width.sum())
+  monkeypatch.setattr(alpha.Slopes, '_by_windows', lambda *_: False)
+  same(found, jax.jit(alpha_crown(f, steps=4))(box))
+  assert count < .8 * shares()
 
 
 def test_an_objective_says_what_is_wanted():

@@ -13,8 +13,9 @@ from experiments import primitives
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
-FLOORS = [{'_version', 'interval', 'pinned'}, {'convolutions', 'lines', 'margins', 'program'}, {'affine', 'graph', 'rule'},
-          {'exact', 'functions', 'loops', 'reductions', 'windows'}, {'composites', 'planes'}, {'elementwise', 'forms'},
+FLOORS = [{'_version', 'interval', 'pinned'}, {'convolutions', 'lines', 'margins', 'program'},
+          {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
+          {'composites', 'planes'}, {'elementwise', 'forms'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
           {'alpha', 'linear'}, {'nn'},
