@@ -198,11 +198,12 @@ class Slopes:
     passed, used = list[tuple[Forward, Value, set[int]]](), dict[int, Steered]()
 
     def bound(forward, v):
-      passed.append((forward, v, set()))
+      keys = set[int]()
+      passed.append((forward, v, keys))
 
       def planes(eqn):
         key = eqn.outputs[0].id
-        passed[-1][2].add(key)
+        keys.add(key)
         return forward.planes(eqn, used.setdefault(key, Steered(self.lines)))
       return self._walk(forward, planes).bound_elements(v, self.chunk)
     found = self._run(inputs, bound)
