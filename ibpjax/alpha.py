@@ -13,7 +13,6 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import lines as choices
-from ibpjax import relaxations
 from ibpjax.composites import Composite
 from ibpjax.crown import checked_intermediate, prepared
 from ibpjax.elementwise import row as rule_of
@@ -25,6 +24,7 @@ from ibpjax.program import Equation, Program, Value
 from ibpjax.rows import Dense, Passage, Walk, dense
 from ibpjax.univariate import Univariate
 from ibpjax.walks import walk
+from ibpjax.windows import on_windows
 
 # Start of a walk -> output of an equation that it passes -> shares (below, above) of the slopes there, for each
 # function enclosed: one for each sign of the rows; of the starts under 'own', also one for each element, where its
@@ -162,18 +162,15 @@ class _Own:
   shares: list[tuple[Any, Any]]
 
   def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
-    return self._planes(self.eqn, self.forward.operands(self.eqn)).pull_rows(rows)
+    return self._planes(self.eqn).pull_rows(rows)
 
   def at(self, cut: Callable[[Any], Any]) -> Passage:
     operands = [jax.tree.map(cut, x) if is_set(x) or jnp.ndim(x) else x for x in self.forward.operands(self.eqn)]
-    inputs = tuple(dataclasses.replace(v, shape=x.shape) for v, x in zip(self.eqn.inputs, operands, strict=True))
-    out, = self.eqn.outputs
     shape = next(x.shape for x in operands if is_set(x))
-    outputs = (dataclasses.replace(out, shape=shape),)
-    return self._planes(dataclasses.replace(self.eqn, inputs=inputs, outputs=outputs), operands)
+    return self._planes(on_windows(self.eqn, [x.shape for x in operands], shape), operands)
 
-  def _planes(self, eqn: Equation, operands: Sequence[Any]) -> Any:
-    return relaxations.planes(eqn, operands, Steered(self.lines, self.shares), self.forward.run, 0.)
+  def _planes(self, eqn: Equation, operands: Sequence[Any] | None = None) -> Any:
+    return self.forward.relaxation(eqn, Steered(self.lines, self.shares), operands)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,12 +166,12 @@ class Forward:
       self.relaxed[id(eqn)] = self.relaxation(eqn, lines)
     return self.relaxed[id(eqn)]
 
-  def relaxation(self, eqn: Equation, lines: Lines) -> Planes | None:
-    """The planes of an equation over the boxes of its operands; None where these are those of its own box."""
+  def relaxation(self, eqn: Equation, lines: Lines, operands: Sequence[Any] | None = None) -> Planes | None:
+    """The planes of an equation over the boxes of its operands, or over others; None where these are its own box."""
     if self.round_outward and not certain(eqn):
       return None
     u = rounding.unit(eqn) if self.round_outward else 0.
-    return relaxations.planes(eqn, self.operands(eqn), lines, self.run, u)
+    return relaxations.planes(eqn, self.operands(eqn) if operands is None else operands, lines, self.run, u)
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""

@@ -168,12 +168,12 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
   return None
 
 
-def _on_windows(eqn: Equation, shapes: Sequence[tuple[int, ...]], row: Window, **params: Any) -> Equation:
+def on_windows(eqn: Equation, shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...], **params: Any) -> Equation:
   """An equation on operands of other shapes, whose result is what a row rests on."""
   inputs = tuple(dataclasses.replace(v, shape=s) for v, s in zip(eqn.inputs, shapes))
   out, = eqn.outputs
   return dataclasses.replace(eqn, inputs=inputs, params=eqn.params | params,
-                             outputs=(dataclasses.replace(out, shape=row.coefficients.shape),))
+                             outputs=(dataclasses.replace(out, shape=shape),))
 
 
 def _pull_beside(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
@@ -193,7 +193,8 @@ def _pull_beside(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[boo
   laid = [over(v) if v.shape else None for v in eqn.inputs]
   known = [x if p or w is None else w.cut(x) for x, p, w in zip(operands, perturbed, laid)]
   shapes = [() if w is None else w.coefficients.shape for w in laid]
-  pulled, offset = affine.pull_back(_on_windows(eqn, shapes, row), known, perturbed, [row.coefficients])
+  pulled, offset = affine.pull_back(on_windows(eqn, shapes, row.coefficients.shape), known, perturbed,
+                                   [row.coefficients])
   into = [v for v, p in zip(eqn.inputs, perturbed) if p]
   return [dataclasses.replace(row, coefficients=a, shape=v.shape) for a, v in zip(pulled, into, strict=True)], offset
 
@@ -251,7 +252,8 @@ def _pull_sliding(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bo
       spans[s.before] = dataclasses.replace(span, stride=span.stride * s.stride,
                                             offset=span.offset * s.stride - s.padding[0])
       shape[s.before] = (row.coefficients.shape[s.after] - 1) * s.stride + (s.size - 1) * s.dilation + 1
-  local = _on_windows(eqn, [tuple(shape), *(v.shape for v in eqn.inputs[1:])], row, padding=tuple(paddings))
+  shapes = [tuple(shape), *(v.shape for v in eqn.inputs[1:])]
+  local = on_windows(eqn, shapes, row.coefficients.shape, padding=tuple(paddings))
   (a,), offset = affine.pull_back(local, operands, perturbed, [row.coefficients])
   return [Window(a, row.position, tuple(spans), before.shape).within()], offset
 

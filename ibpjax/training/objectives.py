@@ -116,11 +116,12 @@ def _mixed(one: Callable, linear: Callable[[Any, Interval, Any, Interval, Interm
   """beta * linear + (1 - beta) * plain of the elided interval bounds of `one`, for each example; and beta."""
   over = (None, 0, 0)
   bounds, inside = jax.vmap(ibp(one, elide=True, intermediates=True), over)(params, box, labels)
-  inside = pin(inside)  # and so the sums of all gradients to them
   by_ibp, weight = jax.vmap(plain)(bounds), jnp.asarray(beta(eps), jnp.float32)
 
   def mixture():
-    found, part = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, inside), weight.astype(by_ibp.dtype)
+    # pinned, and so are the sums of all gradients to them
+    found = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, pin(inside))
+    part = weight.astype(by_ibp.dtype)
     return part * found + jnp.where(part < 1, (1 - part) * jnp.where(part < 1, by_ibp, 0), 0)
   return lax.cond((weight > 1e-5) & (eps > 0), mixture, lambda: by_ibp), weight
 
