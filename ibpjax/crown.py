@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ibpjax import affine, relaxations
 from ibpjax import lines as choices
+from ibpjax.chunks import over_rows
 from ibpjax.ibp import Forward, honest, ibp, opened, precise
 from ibpjax.interval import Intermediates, Interval, validated
 from ibpjax.lines import Lines
+from ibpjax.planes import Slopes
 from ibpjax.program import Program, Value
-from ibpjax.rows import Dense, Walk, over_rows
+from ibpjax.rows import Dense, Walk
 from ibpjax.walks import walk
 
 # How bounds of intermediate values are computed, by name: transformations that can return them, and their options.
@@ -99,8 +102,28 @@ def _given(f: Callable, intermediate: Any, args: tuple, kwargs: dict, options: d
 
 
 def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:
-  """How full CROWN bounds the operand of a nonlinear operation: by walks from each of its elements."""
-  return lambda forward, v: walk(forward, lines).bound_elements(v, chunk)
+  """How full CROWN bounds the operand of a nonlinear operation: by walks from its elements that need it."""
+  return lambda forward, v: walk(forward, lines).bound_elements(v, chunk, needed=_undecided(forward, v, lines))
+
+
+def _undecided(forward: Forward, value: Value, lines: Lines) -> Any:
+  """The elements of a value whose bounds matter: a relaxation is not exact over the box that they have. None for all.
+
+  Of functions that bend at points, as ReLU, these are the elements that may lie on both sides of one.
+  """
+  found = jnp.zeros(value.shape, bool)
+  for eqn in forward.program.equations:
+    flags = [v.id in forward.program.perturbed for v in eqn.inputs]
+    if not any(v.id == value.id for v in eqn.inputs) or affine.is_affine(eqn, flags):
+      continue
+    if sum(flags) > 1 or any(v.id not in forward.env for v in eqn.inputs):
+      return None
+    planes = relaxations.planes(eqn, forward.operands(eqn), lines, forward.run, 0.)
+    if not isinstance(planes, Slopes) or planes.low.shape != value.shape:
+      return None
+    exact = (planes.below[0] == planes.above[0]) & (planes.low == planes.high)
+    found |= ~exact
+  return found
 
 
 def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> Interval:

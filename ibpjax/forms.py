@@ -46,9 +46,10 @@ class Local:
   """A form whose every element rests on one window of the only perturbed input.
 
   Attributes:
-    coefficients: ends (*window, *shape); 0 where a window reaches beyond the input.
+    coefficients: ends (*window, *places); 0 where a window reaches beyond the input. The places
+      are the elements of the value in order, in the shape of a value from which it was reshaped.
     bias: ends of the shape of the value.
-    spans: for each axis of the input, how its windows move along an axis of the value; None where they cover it.
+    spans: for each axis of the input, how its windows move along an axis of the places; None where they cover it.
     shape: the shape of the input.
   """
   coefficients: Interval
@@ -60,12 +61,20 @@ class Local:
   def window(self) -> tuple[int, ...]:
     return self.coefficients.lower.shape[:len(self.shape)]
 
+  @property
+  def places(self) -> tuple[int, ...]:
+    return self.coefficients.lower.shape[len(self.shape):]
+
+  def moving(self) -> list[int]:
+    """The axes of the places along which windows move."""
+    return sorted({s.axis for s in self.spans if s is not None})
+
   def covering(self, axis: int) -> Local:
     """The same form, with windows that cover an axis of the input."""
     span, n, rank = self.spans[axis], self.shape[axis], len(self.shape)
     if span is None:
       return self
-    count = self.bias.shape[span.axis]
+    count = self.places[span.axis]
     index = np.arange(n)[:, None] - (span.stride * np.arange(count) + span.offset)
     inside = (index >= 0) & (index < self.window[axis])
 
@@ -92,19 +101,19 @@ class Local:
       f: a function of a row on the input and a scalar.
       end: 'lower' or 'upper': which of the two functions it is given.
     """
-    rank, shape = len(self.shape), self.bias.shape
-    moving = sorted({s.axis for s in self.spans if s is not None})
+    rank, shape = len(self.shape), self.places
+    moving = self.moving()
     counts = tuple(shape[i] for i in moving)
     spans = tuple(s and dataclasses.replace(s, axis=moving.index(s.axis)) for s in self.spans)
     a = jnp.moveaxis(getattr(self.coefficients, end), range(rank), range(-rank, 0))
-    a, bias = (jnp.moveaxis(x, moving, range(len(moving))) for x in (a, getattr(self.bias, end)))
+    a, bias = (jnp.moveaxis(x, moving, range(len(moving))) for x in (a, getattr(self.bias, end).reshape(shape)))
     a = a.reshape(int(np.prod(counts)), -1, *self.window)
 
     def at(i, a, bias):
       position = jnp.unravel_index(i, counts) if counts else ()
       return jax.vmap(lambda a, bias: f(Window(a, position, spans, self.shape), bias))(a, bias)
     found = jax.vmap(at)(jnp.arange(len(a)), a, bias.reshape(a.shape[:2]))
-    return jnp.moveaxis(found.reshape(bias.shape), range(len(moving)), moving)
+    return jnp.moveaxis(found.reshape(bias.shape), range(len(moving)), moving).reshape(self.bias.shape)
 
 
 def identity(shape: tuple[int, ...], dtype: Any) -> Local:
@@ -115,7 +124,7 @@ def identity(shape: tuple[int, ...], dtype: Any) -> Local:
 
 
 def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], forms: Sequence[Local],
-               bias: Interval) -> Local | None:
+               bias: Interval) -> Form | Local | None:
   """The form of the result of an affine equation, by local forms; None where it needs whole ones.
 
   Args:
@@ -132,7 +141,16 @@ def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool]
     return affine.push_forward(eqn, operands, dict(zip(slots, xs)))[0]
   if eqn.primitive in windows.ELEMENTWISE:
     return elementwise(push, forms, bias)
+  if eqn.primitive is P.dot_general_p:
+    return _contracted(eqn, slots[0], operands[1 - slots[0]], first, bias)
   if slots != [0]:
+    return None
+  axis_of = windows.axes_moved(eqn)
+  if first.places != first.bias.shape or axis_of is None:  # what leaves elements in order leaves the places
+    kept = None if axis_of is None else [i for i in axis_of if i is not None]
+    if eqn.primitive is P.reshape_p or (kept and kept == sorted(kept)):
+      return dataclasses.replace(first, bias=bias)
+  if first.places != first.bias.shape:
     return None
   if (slid := windows.sliding(eqn)) is not None:
     return _slid(eqn, operands, first, bias, *slid)
@@ -143,7 +161,7 @@ def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool]
     spans = [s and dataclasses.replace(s, offset=s.offset - s.stride * config[s.axis][0], count=out.shape[s.axis])
              for s in first.spans]
     return dataclasses.replace(_over_window(push, [first], bias), spans=tuple(spans))
-  if (axis_of := windows.axes_moved(eqn)) is not None:
+  if axis_of is not None:
     for i, s in enumerate(first.spans):
       if s is not None and s.axis not in axis_of:
         first = first.covering(i)
@@ -162,20 +180,21 @@ def elementwise(push: Callable[..., Interval], forms: Sequence[Local], bias: Int
 def _over_window(push: Callable[..., Interval], forms: Sequence[Local], bias: Interval) -> Local:
   """Forms on common windows, pushed forward coefficient by coefficient."""
   flat = [jax.tree.map(lambda a, f=f: a.reshape(-1, *f.bias.shape), f.coefficients) for f in forms]
-  found = jax.tree.map(lambda a: a.reshape(*forms[0].window, *bias.shape), jax.vmap(push)(*flat))
+  places = forms[0].places if forms[0].bias.shape == bias.shape else bias.shape
+  found = jax.tree.map(lambda a: a.reshape(*forms[0].window, *places), jax.vmap(push)(*flat))
   return dataclasses.replace(forms[0], coefficients=found, bias=bias)
 
 
 def _aligned(forms: Sequence[Local]) -> list[Local] | None:
   """The same forms on common windows; None where windows move in different ways."""
-  if len({tuple(s and (s.axis, s.stride) for s in f.spans) for f in forms}) > 1:
+  if len({(f.places, *(s and (s.axis, s.stride) for s in f.spans)) for f in forms}) > 1:
     return None
   offsets = [[0 if s is None else s.offset for s in f.spans] for f in forms]
   begin = np.min(offsets, 0)
   end = np.max([np.add(o, f.window) for o, f in zip(offsets, forms)], 0)
 
   def widened(f, offset):
-    config = [*zip((offset - begin).tolist(), (end - offset - f.window).tolist()), *[(0, 0)] * f.bias.ndim]
+    config = [*zip((offset - begin).tolist(), (end - offset - f.window).tolist()), *[(0, 0)] * len(f.places)]
     spans = tuple(s and dataclasses.replace(s, offset=int(b)) for s, b in zip(f.spans, begin))
     return dataclasses.replace(f, coefficients=jax.tree.map(lambda a: _padded(a, config), f.coefficients), spans=spans)
   return [widened(f, np.asarray(o)) for f, o in zip(forms, offsets)]
@@ -208,12 +227,9 @@ def _slid(eqn: Equation, operands: Sequence[Any], form: Local, bias: Interval, s
       return dataclasses.replace(moved, stride=span.stride * s.stride, offset=span.offset - span.stride * s.padding[0])
     return moved
 
-  def within(span, tap):
-    """The place of one tap's window in the whole, on one axis of the input: (before, after)."""
-    if span is None or (s := along.get(span.axis)) is None:
-      return 0, 0
-    step, k = s.dilation * span.stride, tap[slides.index(s)]
-    return k * step, (s.size - 1 - k) * step
+  slide_of = [None if span is None else along.get(span.axis) for span in form.spans]
+  steps = [s.dilation * span.stride if span and s else 0 for span, s in zip(form.spans, slide_of)]  # from tap to tap
+  window = [n + step * (s.size - 1) if s else n for n, step, s in zip(form.window, steps, slide_of)]
 
   def seen(axis, tap):
     """What one tap sees of an axis of the value."""
@@ -224,13 +240,15 @@ def _slid(eqn: Equation, operands: Sequence[Any], form: Local, bias: Interval, s
 
   def run(a, kernel):
     a = _padded(a, [(0, 0)] * rank + [along[i].padding if i in along else (0, 0) for i in range(ndim)])
-    total: Any = 0
+    total: Any = None
     for tap in np.ndindex(*(s.size for s in slides)):
       term = a[(..., *(seen(i, tap) for i in range(ndim)))]
       if kernel is not None:
         term = lax.dot_general(term, kernel[tap], (((rank + mixed,), (0,)), ((), ())), precision=p['precision'],
                                preferred_element_type=p['preferred_element_type'])
-      total += _padded(term, [within(s, tap) for s in form.spans] + [(0, 0)] * ndim)
+      total = jnp.zeros((*window, *term.shape[rank:]), term.dtype) if total is None else total
+      start = [step * tap[slides.index(s)] if s else 0 for step, s in zip(steps, slide_of)]
+      total = _added_at(total, (*start, *(0 for _ in range(ndim))), term)
     order = [next(axes.index(i) for i in after if after[i] == j) for j in range(ndim)]
     return jnp.transpose(total, (*range(rank), *(rank + i for i in order)))
 
@@ -241,6 +259,53 @@ def _slid(eqn: Equation, operands: Sequence[Any], form: Local, bias: Interval, s
   else:
     coefficients = jax.tree.map(lambda a: run(a, None), form.coefficients)
   return Local(coefficients, bias, tuple(s and moved(s) for s in form.spans), form.shape)
+
+
+def _contracted(eqn: Equation, slot: int, weight: Any, form: Local, bias: Interval) -> Form | None:
+  """Through a product that sums over all places: the windows of each place times its weights, then added up."""
+  p, rank = eqn.params, len(form.shape)
+  summed, _ = p['dimension_numbers']
+  own, other = summed[slot], summed[1 - slot]
+  if any(n > 1 and i not in own for i, n in enumerate(form.bias.shape)):
+    return None
+  order = [j for _, j in sorted(zip(own, other))]
+  weight = jnp.transpose(weight, (*order, *(i for i in range(weight.ndim) if i not in order)))
+  weight = weight.reshape(*form.places, -1)
+  moving = form.moving()
+  inner = [i for i in range(len(form.places)) if i not in moving]
+  numbers = (([rank + i for i in inner], inner), ([rank + i for i in moving], moving))
+
+  def run(a, weight):
+    a = lax.dot_general(a, weight, numbers, p['precision'], p['preferred_element_type'])  # (*positions, *window, sums)
+    for i, span in enumerate(form.spans):
+      if span is not None:
+        a = _added_up(a, moving.index(span.axis), len(moving) + i, span, form.shape[i])
+    return a.reshape(-1, *bias.shape)
+  centre, radius = affine.centre_radius(form.coefficients)
+  return Form(affine.around(*pin((run(centre, weight), run(radius, jnp.abs(weight))))), bias)
+
+
+def _added_up(a: Any, positions: int, along: int, span: Span, size: int) -> Any:
+  """Windows summed over their positions, each where it lies: an axis of windows becomes one of a whole input."""
+  count, width = a.shape[positions], a.shape[along]
+  shape = list(a.shape)
+  shape[positions], shape[along] = count + (width - 1) // span.stride, span.stride
+  total = jnp.zeros(shape, a.dtype)
+  for k in range(width):
+    start = [0] * a.ndim
+    start[positions], start[along] = divmod(k, span.stride)
+    total = _added_at(total, start, lax.slice_in_dim(a, k, k + 1, axis=along))
+  total = jnp.moveaxis(total, (positions, along), (0, 1))
+  total = total.reshape(-1, *total.shape[2:])
+  low = span.offset
+  total = _padded(total, [(low, size - low - len(total)), *[(0, 0)] * (total.ndim - 1)])
+  return jnp.moveaxis(total[None], (0, 1), (positions, along))
+
+
+def _added_at(total: Any, start: Sequence[int], term: Any) -> Any:
+  """An array with another one added to a part of it."""
+  here = lax.slice(total, start, np.add(start, term.shape))
+  return lax.dynamic_update_slice(total, here + term, start)
 
 
 def _padded(a: Any, config: Sequence[tuple[int, int]]) -> Any:

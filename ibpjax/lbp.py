@@ -14,6 +14,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops
 from ibpjax import lines as choices
+from ibpjax.chunks import over_rows
 from ibpjax.errors import of_affine, of_planes
 from ibpjax.forms import Form, Local, elementwise, identity, push_local
 from ibpjax.ibp import Forward, opened, precise
@@ -22,7 +23,7 @@ from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Equation, Value
 from ibpjax.rounding import SUMS, gamma, magnitude, roundings
-from ibpjax.rows import Dense, dense, over_rows
+from ibpjax.rows import Dense, dense
 
 
 def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, intermediates: bool = False,
@@ -172,7 +173,8 @@ class Forms:
       elif isinstance(planes, Slopes):
         local = elementwise(lambda *xs: push(*xs)[0], narrow, *biases)
       if local is not None:
-        return [local if np.prod(local.window) < np.prod(local.shape) else local.dense()]
+        saves = isinstance(local, Local) and np.prod(local.window) < np.prod(local.shape)
+        return [local if saves else local.dense()]
     whole = jax.vmap(push)(*(f.dense().coefficients for f in own))
     return [Form(a, b) for a, b in zip(whole, biases, strict=True)]
 

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax import lines as choices
+from ibpjax.chunks import over_rows
 from ibpjax.crown import prepared, tightener
 from ibpjax.ibp import Forward
 from ibpjax.interval import is_set, pytree
 from ibpjax.lbp import Forms
 from ibpjax.lines import Lines
 from ibpjax.program import Value
-from ibpjax.rows import Dense, over_rows
+from ibpjax.rows import Dense
 from ibpjax.walks import walk
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibpjax import affine, windows
+from ibpjax.chunks import over_rows
 from ibpjax.errors import Errors
 from ibpjax.interval import Interval, LpBall, pytree
 from ibpjax.program import Equation, Program, Value
@@ -217,20 +218,24 @@ class Walk:
       radius += (len(ends) + 2) * jnp.finfo(centre.dtype).eps * (jnp.abs(centre) + radius)
     return Interval(centre - radius, centre + radius)
 
-  def bound_elements(self, value: Value, chunk: int | None = None, apart: bool = False) -> Interval:
+  def bound_elements(self, value: Value, chunk: int | None = None, apart: bool = False, needed: Any = None) -> Interval:
     """Bounds of each element of `value`, from one row an element, built when it is needed.
 
     Elements that see the same window of an image are bounded together; lower and upper bounds too, or `apart`: then
-    XLA leaves out those that nobody uses.
+    XLA leaves out those that nobody uses. Where not `needed`, elements keep the bounds that they have.
     """
     if value.id in self.ends(value):  # the walk does not get away from it
       return self.env[value.id]
 
     def over(bound):
-      return self.over_elements(value, bound, chunk)
-    return self.bound_apart(value, over) if apart else over(functools.partial(self.bound, value))
+      return self.over_elements(value, bound, chunk, needed=needed)
+    found = self.bound_apart(value, over) if apart else over(functools.partial(self.bound, value))
+    if needed is None:
+      return found
+    return jax.tree.map(functools.partial(jnp.where, needed), found, self.env[value.id])
 
-  def over_elements(self, value: Value, f: Callable[..., Any], chunk: int | None = None, *along: Any) -> Any:
+  def over_elements(self, value: Value, f: Callable[..., Any], chunk: int | None = None, *along: Any,
+                    needed: Any = None) -> Any:
     """`f(row, *parts)` for the rows on the single elements of `value`, each with its part of `along`.
 
     Args:
@@ -238,6 +243,7 @@ class Walk:
       f: a function that returns any pytree.
       chunk: as in `over_rows`.
       *along: pytrees of arrays (*value.shape, ...).
+      needed: booleans of the shape of `value`: the results for other elements do not matter.
 
     Returns:
       The pytree, its arrays (*value.shape, ...).
@@ -254,7 +260,8 @@ class Walk:
 
     if not counts:
       laid = jax.tree.map(lambda x: x.reshape(value.size, *x.shape[rank:]), along)
-      flat = over_rows(lambda x: element(0, *x), (jnp.arange(value.size), laid), self.width(), chunk)
+      flat = over_rows(lambda x: element(0, *x), (jnp.arange(value.size), laid), self.width(), chunk,
+                       None if needed is None else needed.ravel())
       return jax.tree.map(lambda x: x.reshape(*value.shape, *x.shape[1:]), flat)
 
     def grouped(x):
@@ -276,21 +283,3 @@ class Walk:
     """The number of elements of the largest perturbed value a row can rest on."""
     return max(v.size for v in (*self.program.inputs, *(v for e in self.program.equations for v in e.outputs))
                if v.id in self.program.perturbed)
-
-
-def over_rows(f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None = None) -> Any:
-  """`f` on each of some rows, so many at a time.
-
-  Args:
-    f: what stands for one row (its number, for instance) -> any pytree.
-    rows: arrays of what stands for each row, along their first axis.
-    width: elements that one row may occupy.
-    chunk: rows at a time; default as many as stay in the caches of a CPU, or fill an accelerator. Gradients compute
-      the rows of one chunk anew and keep nothing of the others.
-  """
-  n = len(jax.tree.leaves(rows)[0])
-  if chunk is None:  # 2**15 float32 are 128 KiB for each example of a batch
-    chunk = max(1, (1 << 15 if jax.default_backend() == 'cpu' else 1 << 22) // max(width, 1))
-  if n <= chunk:
-    return jax.vmap(f)(rows)
-  return jax.lax.map(jax.checkpoint(f, prevent_cse=False), rows, batch_size=chunk)

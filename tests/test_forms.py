@@ -39,7 +39,7 @@ def form_of(f, box):
 
 # Of these layers windows stay windows.
 LOCAL = ['conv', 'same', 'strided', 'far padded', 'dilated', 'point', 'channels first', 'relu', 'tanh', 'product',
-         'average pool', 'frame of ones', 'cropped', 'residual', 'short cut', 'gated', 'turned', 'expanded']
+         'average pool', 'frame of ones', 'cropped', 'residual', 'short cut', 'gated', 'flat', 'turned', 'expanded']
 
 
 @pytest.mark.parametrize('name', LAYERS)
