@@ -35,7 +35,8 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
   Args:
     f: any JAX function of supported primitives, on one example.
     intermediate: where the bounds of the operands of nonlinear operations come from. 'crown':
-      from walks of their own. 'ibp' is CROWN-IBP, 'lbp' is CROWN-LBP; or Intermediates, or a
+      from walks of their own; elements on whose interval bounds the operation is affine, as
+      ReLUs that are stable, keep these. 'ibp' is CROWN-IBP, 'lbp' is CROWN-LBP; or Intermediates, or a
       transformation that returns them (`ibpjax.ibp` itself, for instance).
     lines: the choice of slopes: `tight`, `adaptive`, `constant`, or a function like these.
     rows: (n, *out.shape), linear functionals of the one output of `f` to bound instead of its

@@ -61,10 +61,12 @@ def tied(eps: Schedule, maximum: float, initial: float, final: float) -> Schedul
   Args:
     eps: schedule of the radius.
     maximum: its final value; 0 for natural training, where the weight is `final`.
-    initial, final: values of the weight.
+    initial, final: values of the weight. Where they are equal it is this number and no array.
   """
   if maximum < 0:
     raise ValueError(f'the greatest radius is {maximum}; it is >= 0')
+  if initial == final:
+    return lambda step: initial
 
   def schedule(step):
     done = jnp.clip(eps(step) / maximum, 0., 1.) if maximum else 1.

@@ -62,7 +62,8 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     graphdef: of an `ibpjax.nn.Sequential`.
     optimizer: optax transformation; clipping (`optax.clip_by_global_norm`) and accumulation
       (`optax.MultiSteps`) are parts of it. Every call of this function is a step of the schedules.
-    eps, kappa: schedules, step -> value.
+    eps, kappa: schedules, step -> value. Where kappa is the number 0 and no array, the natural loss is a metric
+      and its gradient is not computed.
     objective: of `ibpjax.training.objectives`; None trains on the natural loss alone.
     l1: weight of the L1 norm of the kernels.
     eta: schedule of the slope of all LeakyReLUs and ParamRamps; None leaves it as it is.
@@ -77,7 +78,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   """
   images, labels = batch
   batch_stats = state.batch_stats if eta is None else _with_slope(graphdef, state, eta(state.step))
-  radius, weight = jnp.asarray(eps(state.step)), jnp.asarray(kappa(state.step))
+  radius, weight = jnp.asarray(eps(state.step)), kappa(state.step)
 
   def one(params, x):
     model, stats = params
@@ -90,8 +91,9 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels))
     if objective is not None:
       robust, more = objective(one, (model, stats), logits, images, labels, radius, key)
-      metrics |= dict(robust=robust, eps=radius, kappa=weight, **more)
-      total = weight * natural + (1 - weight) * robust
+      metrics |= dict(robust=robust, eps=radius, kappa=jnp.asarray(weight), **more)
+      absent = isinstance(weight, int | float) and weight == 0
+      total = robust if absent else weight * natural + (1 - weight) * robust
     return total + l1 * l1_norm(params) if l1 else total, (metrics, stats)
 
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
