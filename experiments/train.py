@@ -53,6 +53,10 @@ define_integers('eta_epochs', [70, 140], 'Epochs after which the slope starts to
                 least=0, distinct=True)
 flags.DEFINE_float('height_noise', 0., 'Noise added to the heights of param_ramp in each step, as a share of their '
                    'mean in a layer.', 0.)
+flags.DEFINE_enum('initialization', 'fan_in', ['fan_in', 'ibp'], 'Of the kernels: uniform within 1 / sqrt(fan_in), or '
+                  'that of Shi et al. 2021, but for the last layer.')
+flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 with --loss=ibp at '
+                   'eps 0; it falls to 0 as eps grows.', 0.)
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'pgd', 'trades', 'natural'],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
 flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
@@ -102,21 +106,27 @@ def check_flags() -> None:
       len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[0] < FLAGS.eta_epochs[1] <= FLAGS.epochs):
     raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
                          f'the second not after --epochs={FLAGS.epochs}')
+  if FLAGS.regularizer_weight and FLAGS.loss != 'ibp':
+    raise app.UsageError(f'--regularizer_weight is an option of --loss=ibp, not of {FLAGS.loss}')
   if not FLAGS.seeds:
     raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
     raise app.UsageError(f'--swa_from={FLAGS.swa_from} comes after the last epoch, {FLAGS.epochs}')
 
 
-def objective_and_schedules(per_epoch: int) -> dict[str, Any]:
-  """What `train_step` takes beside the model and the optimizer."""
+def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> dict[str, Any]:
+  """What `train_step` takes beside the model and the optimizer; `std` is what the model divides pixels by."""
   ramp = dict(start=FLAGS.warmup_epochs * per_epoch, length=FLAGS.ramp_epochs * per_epoch)
   eps = getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp)
   pgd = functools.partial(training.pgd_objective, steps=FLAGS.pgd_steps)
   trades = functools.partial(training.trades_objective, steps=FLAGS.pgd_steps, weight=FLAGS.trades_weight)
   beta = lambda radius: 1 + radius / FLAGS.eps * (FLAGS.beta_end - 1) if FLAGS.eps else 1.
   linear = functools.partial(training.crown_objective, beta=beta)
-  objective = {'ibp': training.ibp_objective, 'pgd': pgd, 'trades': trades, 'natural': None,
+  regularizer = functools.partial(
+      training.warm_up_regularizer, std=np.reshape(std, (1, 1, 1, -1)).astype(np.float32),
+      weight=lambda radius: FLAGS.regularizer_weight * (1 - radius / FLAGS.eps if FLAGS.eps else 1.))
+  interval = functools.partial(training.ibp_objective, regularizer=regularizer if FLAGS.regularizer_weight else None)
+  objective = {'ibp': interval, 'pgd': pgd, 'trades': trades, 'natural': None,
                'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
                'fused': functools.partial(training.fused_objective, beta=beta)}[FLAGS.loss]
   kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
@@ -210,9 +220,11 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   if not per_epoch:
     raise ValueError(f'--accumulate={FLAGS.accumulate} is more than the {len(feed)} batches of an epoch')
   total = FLAGS.epochs * per_epoch
-  optimizer, options = optimizer_for(per_epoch), objective_and_schedules(per_epoch)
+  optimizer, options = optimizer_for(per_epoch), objective_and_schedules(per_epoch, facts.std)
   config = {f.name: f.value for f in FLAGS.get_key_flags_for_module(__name__)} | dict(seed=seed)
   model, key = runs.build_model(config, facts, seed), jax.random.key(seed)
+  if FLAGS.initialization == 'ibp':
+    nn.reinitialize(model, jax.random.fold_in(key, total))  # a number that no step folds in
   graphdef, state = training.TrainState.create(model, optimizer)
 
   def step(state, images, labels):

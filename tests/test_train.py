@@ -12,6 +12,7 @@ from flax import nnx
 
 from experiments import datasets, runs, train
 from experiments.datasets import Split
+from experiments.opened import open_run
 from ibpjax import nn, training
 
 FLAGS = flags.FLAGS
@@ -146,6 +147,34 @@ def test_losses(given):
   half = one_step('--loss=trades', '--trades_weight=3', given=given)
   natural = half['natural']
   assert half['robust'] - natural == pytest.approx((found['trades']['robust'] - natural) / 2, rel=1e-3)
+
+
+def test_regularizers(given):
+  before = one_step('--regularizer_weight=.5', '--ramp_epochs=4', '--kappa_start=0', given=given)
+  assert before['penalty'] == pytest.approx(.5 * (before['tightness'] + before['balance']), rel=1e-5)
+  assert before['penalty'] > 0
+  assert before['loss'] == pytest.approx(before['robust'] + before['penalty'], rel=1e-5)
+  assert one_step('--regularizer_weight=.5', given=given)['penalty'] == pytest.approx(0, abs=1e-6)  # eps has its value
+  assert 'penalty' not in one_step(given=given)
+  cifar = train.objective_and_schedules(1, datasets.FACTS['cifar10'].std)['objective'].keywords['regularizer']
+  assert cifar is None
+  given('--regularizer_weight=.5')
+  cifar = train.objective_and_schedules(1, datasets.FACTS['cifar10'].std)['objective'].keywords['regularizer']
+  np.testing.assert_allclose(cifar.keywords['std'].ravel(), datasets.FACTS['cifar10'].std, rtol=1e-6)
+
+
+def test_initialization(given, tmp_path):
+  for name in ('ibp', 'fan_in'):
+    given('--model=mlp', '--hidden=64,64', '--epochs=1', '--warmup_epochs=0', '--ramp_epochs=0', '--learning_rate=0',
+          f'--initialization={name}')
+    train.train(datasets.load('digits', '', 0, None), tmp_path / name, 0, float('inf'))
+  gains = {}
+  for name in ('ibp', 'fan_in'):
+    params, _ = open_run(tmp_path / name, None, 'test', 1).params
+    gains[name] = [float(nn.difference_gain(w)) for w in jax.tree.leaves(params) if w.ndim == 2]
+  assert gains['ibp'][:2] == pytest.approx([1, 1], rel=.1)
+  assert gains['fan_in'][:2] == pytest.approx([2, 2], rel=.1)  # sqrt(64) / 4
+  assert gains['ibp'][2] == gains['fan_in'][2]
 
 
 def test_augmentation(given):

@@ -14,6 +14,7 @@ from ibpjax.training.objectives import (
     pgd_objective,
     trades_objective,
 )
+from ibpjax.training.regularizers import warm_up_regularizer
 from ibpjax.training.schedules import linear, smoothed, tied
 from ibpjax.training.step import TrainState, refuse_stock_batch_norm, split, train_step
 
@@ -21,5 +22,5 @@ __all__ = [
     'TrainState', 'compiler_options', 'crown_objective', 'fused_objective', 'ibp_objective', 'kl_divergence',
     'l1_norm', 'linear', 'margin_bounds', 'measured_batch_stats', 'natural_loss', 'pgd', 'pgd_objective',
     'refuse_stock_batch_norm', 'robust_loss', 'running_mean', 'smoothed', 'split', 'tied', 'trades_objective',
-    'train_step',
+    'train_step', 'warm_up_regularizer',
 ]

@@ -51,7 +51,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
                optimizer: optax.GradientTransformation, eps: Callable, kappa: Callable,
                objective: Objective | None = ibp_objective, l1: float = 0.,
                eta: Callable | None = None, height_noise: float = 0.) -> tuple[TrainState, dict[str, Any]]:
-  """One optimizer step on kappa * natural loss + (1 - kappa) * objective + l1 * sum of |weights|.
+  """One optimizer step on kappa * natural loss + (1 - kappa) * objective + penalty + l1 * sum of |weights|.
 
   Batch-norm statistics come from the clean batch; bounds and attacks share them, with gradients.
 
@@ -94,6 +94,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
       metrics |= dict(robust=robust, eps=radius, kappa=jnp.asarray(weight), **more)
       absent = isinstance(weight, int | float) and weight == 0
       total = robust if absent else weight * natural + (1 - weight) * robust
+      total += more.get('penalty', 0.)
     return total + l1 * l1_norm(params) if l1 else total, (metrics, stats)
 
   (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)

@@ -1,0 +1,87 @@
+"""Regularizers of the warm-up of certified training: tight bounds, and a balance of active and inactive ReLUs."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from ibpjax.interval import Interval
+
+# (bounds of what goes into each activation, the box of the inputs, eps) -> (penalty, metrics)
+Regularizer = Callable[[Sequence[Interval], Interval, Any], tuple[Any, dict[str, Any]]]
+LEAST_RADIUS = 1e-6  # bounds of a smaller box say nothing about how they grow: in float32 it is none
+_TINY = 1e-12
+
+
+def tightness(bounds: Sequence[Interval], radius: Any, tau: float = .5) -> Any:
+  """How far the mean radius of each layer exceeds that of the input: 0 where none is more than 1 / tau times as large.
+
+  mean over layers of relu(tau - radius / mean radius) / tau.
+
+  Args:
+    bounds: of what goes into each activation, any shapes.
+    radius: the mean radius of the input box.
+    tau: the ratio of the radii that is enough, in (0, 1].
+
+  Returns:
+    scalar in [0, 1].
+
+  Source: Shi et al. 2021, section 3.3.
+  """
+  losses = [jnp.maximum(tau - radius / jnp.maximum(jnp.mean(b.radius), _TINY), 0) / tau for b in bounds]
+  return sum(losses) / len(losses)
+
+
+def balance(bounds: Sequence[Interval], tau: float = .5) -> Any:
+  """How unlike the active and the inactive ReLUs of each layer are, in the sum and in the variance of their centres.
+
+  With the centres c of the boxes of one layer and their mean m, let a be the ratio of the sums of |c| over active
+  (lower > 0) and inactive (upper < 0) neurons, and b that of the sums of (c - m)**2, each the smaller over the greater:
+  mean over layers of (relu(tau - a) + relu(tau - b)) / tau. A layer that lacks one of the two kinds counts as 0.
+
+  Args:
+    bounds: of what goes into each ReLU, (batch, ...).
+    tau: the ratio that is enough, in (0, 1].
+
+  Returns:
+    scalar in [0, 2].
+
+  Source: Shi et al. 2021, section 3.3.
+  """
+  return sum(_imbalance(b, tau) for b in bounds) / len(bounds)
+
+
+def _imbalance(x: Interval, tau: float) -> Any:
+  active, inactive = lax.stop_gradient(x.lower > 0), lax.stop_gradient(x.upper < 0)
+  both = jnp.any(active) & jnp.any(inactive)
+  spread = jnp.square(x.centre - jnp.mean(x.centre))
+
+  def loss(values):
+    one, other = (jnp.sum(jnp.where(which, values, 0)) for which in (active, inactive))
+    greater = jnp.where(both, jnp.maximum(jnp.maximum(one, other), _TINY), 1)
+    return jnp.where(both, jnp.maximum(tau - jnp.minimum(one, other) / greater, 0), 0) / tau
+  return loss(jnp.abs(x.centre)) + loss(spread)
+
+
+def warm_up_regularizer(bounds: Sequence[Interval], box: Interval, eps: Any, *, weight: Callable[[Any], Any],
+                        tau: float = .5, std: Any = 1.) -> tuple[Any, dict[str, Any]]:
+  """weight(eps) * (tightness + balance) of a batch: a `Regularizer`, with `weight` given by `functools.partial`.
+
+  Args:
+    bounds: of what goes into each activation, (batch, ...).
+    box: of the inputs, (batch, ...).
+    eps: the radius that `weight` follows.
+    weight: eps -> weight; lambda_0 (1 - eps / eps_max) in the source, lambda_0 = 0.5.
+    tau: as in `tightness` and `balance`.
+    std: what the first layer divides pixels by, broadcast to the images: the radius of the input is the one after it.
+
+  Metrics: tightness, balance; active and inactive, the mean fractions of such neurons over layers.
+  Source: Shi et al. 2021, section 3.3.
+  """
+  tight, balanced = tightness(bounds, jnp.mean(box.radius / std), tau), balance(bounds, tau)
+  fractions = [[jnp.mean(b.lower > 0), jnp.mean(b.upper < 0)] for b in bounds]
+  active, inactive = (sum(column) / len(bounds) for column in zip(*fractions))
+  metrics = dict(tightness=tight, balance=balanced, active=active, inactive=inactive)
+  return weight(eps) * (tight + balanced), metrics
