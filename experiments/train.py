@@ -55,13 +55,19 @@ flags.DEFINE_float('height_noise', 0., 'Noise added to the heights of param_ramp
                    'mean in a layer.', 0.)
 flags.DEFINE_enum('initialization', 'fan_in', ['fan_in', 'ibp'], 'Of the kernels: uniform within 1 / sqrt(fan_in), or '
                   'that of Shi et al. 2021, but for the last layer.')
-flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 with --loss=ibp at '
-                   'eps 0; it falls to 0 as eps grows.', 0.)
-flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'pgd', 'trades', 'natural'],
+flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 at eps 0, with '
+                   '--loss=ibp, sabr, mtl-ibp, cc-ibp, exp-ibp; it falls to 0 as eps grows.', 0.)
+flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp',
+                                  'pgd', 'trades', 'natural'],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
+flags.DEFINE_float('alpha', .5, 'Weight of the interval bounds in mtl-ibp, cc-ibp and exp-ibp, beside attacks.', 0., 1.)
+flags.DEFINE_float('attack_scale', 1., 'Radius of these attacks, in eps.', 0.)
+flags.DEFINE_float('box_share', .4, 'Width of the boxes of sabr, as a share of that of the ball.', 0., 1.)
+flags.DEFINE_float('pgd_step', None, 'Length of a step of the attacks of sabr, mtl-ibp, cc-ibp and exp-ibp, in radii; '
+                   'default 2.5 / steps, at least 0.1.', 0.)
 flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
                    'interval bounds once eps has its value; linear in eps, from 1 before the ramp.', 0., 1.)
-flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training by pgd and trades.', 1)
+flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training.', 1)
 flags.DEFINE_float('trades_weight', 6., 'Weight of the divergence in trades.', 0.)
 define_radius('eps', .1, 'Radius of the l-infinity ball to train for; pixels lie in [0, 1].')
 define_radius('test_eps', None, 'Radius that the curves evaluate; the default is --eps.')
@@ -87,6 +93,8 @@ flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 sav
 flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
+_EXPRESSIVE = {'mtl-ibp': training.mtl_objective, 'cc-ibp': training.cc_objective, 'exp-ibp': training.exp_objective}
+
 
 def check_flags() -> None:
   """Raises for combinations that make no sense, before anything is written; fills in what depends on others."""
@@ -106,8 +114,11 @@ def check_flags() -> None:
       len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[0] < FLAGS.eta_epochs[1] <= FLAGS.epochs):
     raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
                          f'the second not after --epochs={FLAGS.epochs}')
-  if FLAGS.regularizer_weight and FLAGS.loss != 'ibp':
-    raise app.UsageError(f'--regularizer_weight is an option of --loss=ibp, not of {FLAGS.loss}')
+  if FLAGS.regularizer_weight and FLAGS.loss not in ('ibp', 'sabr', *_EXPRESSIVE):
+    raise app.UsageError(f'--regularizer_weight is an option of --loss=ibp, sabr, {", ".join(_EXPRESSIVE)}, not of '
+                         f'{FLAGS.loss}')
+  if FLAGS.pgd_step is not None and FLAGS.loss not in ('sabr', *_EXPRESSIVE):
+    raise app.UsageError(f'--pgd_step is an option of --loss=sabr, {", ".join(_EXPRESSIVE)}, not of {FLAGS.loss}')
   if not FLAGS.seeds:
     raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
@@ -125,10 +136,15 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
   regularizer = functools.partial(
       training.warm_up_regularizer, std=np.reshape(std, (1, 1, 1, -1)).astype(np.float32),
       weight=lambda radius: FLAGS.regularizer_weight * (1 - radius / FLAGS.eps if FLAGS.eps else 1.))
-  interval = functools.partial(training.ibp_objective, regularizer=regularizer if FLAGS.regularizer_weight else None)
-  objective = {'ibp': interval, 'pgd': pgd, 'trades': trades, 'natural': None,
-               'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
-               'fused': functools.partial(training.fused_objective, beta=beta)}[FLAGS.loss]
+  options: dict[str, Any] = dict(regularizer=regularizer if FLAGS.regularizer_weight else None)
+  attack = dict(steps=FLAGS.pgd_steps, step=FLAGS.pgd_step, **options)
+  expressive = {name: functools.partial(f, alpha=FLAGS.alpha, scale=FLAGS.attack_scale, **attack)
+                for name, f in _EXPRESSIVE.items()}
+  objective = {
+      'ibp': functools.partial(training.ibp_objective, **options), 'pgd': pgd, 'trades': trades, 'natural': None,
+      'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
+      'fused': functools.partial(training.fused_objective, beta=beta), **expressive,
+      'sabr': functools.partial(training.sabr_objective, share=FLAGS.box_share, **attack)}[FLAGS.loss]
   kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
   return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1, eta=slopes(per_epoch),
               height_noise=FLAGS.height_noise)

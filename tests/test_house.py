@@ -153,6 +153,8 @@ def test_measurements_run(command):
     (('experiments.train', '--epochs=9', '--milestones=9'), 'each must come before the last epoch'),
     (('experiments.train', '--accumulate=100'), '--accumulate=100 is more than the 40 batches of an epoch'),
     (('experiments.train', '--epochs=5', '--ramp_epochs=9'), 'ends before the ramp of eps does'),
+    (('experiments.train', '--loss=pgd', '--pgd_step=.1'), 'is an option of --loss=sabr, mtl-ibp'),
+    (('experiments.train', '--loss=pgd', '--regularizer_weight=.5'), 'is an option of --loss=ibp, sabr'),
     (('experiments.train', '--eta=.1'), 'are options of --activation=leaky_relu and param_ramp, not of relu'),
     (('experiments.train', '--activation=param_ramp', '--eta_end=0'), '--eta_epochs=70,140: the slope changes between'),
     (('experiments.train', '--batch_size=5000'), 'a batch of 5000 examples cannot be taken from the 1297 examples'),

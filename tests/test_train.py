@@ -149,6 +149,17 @@ def test_losses(given):
   assert half['robust'] - natural == pytest.approx((found['trades']['robust'] - natural) / 2, rel=1e-3)
 
 
+def test_expressive_losses(given):
+  found = {name: one_step(f'--loss={name}', '--alpha=.3', '--box_share=.2', '--pgd_step=.5', given=given)
+           for name in ('mtl-ibp', 'cc-ibp', 'exp-ibp', 'sabr')}
+  ibp, pgd = (one_step(f'--loss={name}', given=given)['robust'] for name in ('ibp', 'pgd'))
+  assert all(pgd < m['robust'] < ibp for m in found.values())
+  assert len({round(m['robust'], 4) for m in found.values()}) == 4
+  further = one_step('--loss=mtl-ibp', '--alpha=.3', '--pgd_step=.5', '--attack_scale=1.5', given=given)
+  assert further['robust'] > found['mtl-ibp']['robust']
+  assert one_step('--loss=sabr', '--regularizer_weight=.5', '--ramp_epochs=4', given=given)['penalty'] > 0
+
+
 def test_regularizers(given):
   before = one_step('--regularizer_weight=.5', '--ramp_epochs=4', '--kappa_start=0', given=given)
   assert before['penalty'] == pytest.approx(.5 * (before['tightness'] + before['balance']), rel=1e-5)

@@ -36,7 +36,7 @@ def _margins_of(f: Callable) -> Callable:
 def margin_bounds(f: Callable, params: Any, images: Any, labels: Any, eps: Any,
                   clip: tuple[Any, Any] = (0., 1.)) -> Any:
   """Lower bounds of the margins of a batch, by elided IBP without an allowance: (batch, classes - 1)."""
-  return jax.vmap(ibp(_margins_of(f), elide=True), (None, 0, 0))(params, linf_ball(images, eps, *clip), labels).lower
+  return lower_margins(f, params, None, linf_ball(images, eps, *clip), labels, eps, None)[0]
 
 
 def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
@@ -52,16 +52,27 @@ def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: An
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement; Shi et al. 2021, section 3.3.
   """
   del key
-  more: dict[str, Any] = {}
-  if regularizer is None:
-    lower = margin_bounds(f, params, images, labels, eps, clip)
-  else:
-    one, box = _margins_of(f), linf_ball(images, jnp.maximum(eps, LEAST_RADIUS), *clip)
-    bounds, inside = jax.vmap(ibp(one, elide=True, intermediates=True), (None, 0, 0))(params, box, labels)
-    penalty, found = regularizer(list(inside.bounds.values()), box, eps)
-    more = dict(found, penalty=penalty)
-    lower = jnp.where(eps < LEAST_RADIUS, jax.vmap(margins)(logits, labels), bounds.lower)
+  box = linf_ball(images, eps if regularizer is None else jnp.maximum(eps, LEAST_RADIUS), *clip)
+  lower, more = lower_margins(f, params, logits, box, labels, eps, regularizer)
   return robust_loss(lower), dict(verified_error=jnp.mean(~(lower.min(-1) > 0)), **more)
+
+
+def lower_margins(f: Callable, params: Any, logits: Any, box: Interval, labels: Any, eps: Any,
+                  regularizer: Regularizer | None) -> tuple[Any, dict[str, Any]]:
+  """Lower bounds of the margins on boxes, by elided IBP: (batch, classes - 1); and the metrics of a regularizer.
+
+  Args:
+    f, params, logits, labels, eps: as of an objective.
+    box: (batch, ...).
+    regularizer: as in `ibp_objective`.
+  """
+  one = _margins_of(f)
+  if regularizer is None:
+    return jax.vmap(ibp(one, elide=True), (None, 0, 0))(params, box, labels).lower, {}
+  bounds, inside = jax.vmap(ibp(one, elide=True, intermediates=True), (None, 0, 0))(params, box, labels)
+  penalty, metrics = regularizer(list(inside.bounds.values()), box, eps)
+  lower = jnp.where(eps < LEAST_RADIUS, jax.vmap(margins)(logits, labels), bounds.lower)
+  return lower, dict(metrics, penalty=penalty)
 
 
 def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
