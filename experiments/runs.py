@@ -89,17 +89,18 @@ def alone(out: pathlib.Path) -> Iterator[None]:
         path.rmdir()
 
 
-def begin(out: pathlib.Path, config: dict[str, Any]) -> None:
+def begin(out: pathlib.Path, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
   """Writes config.json: every flag with its value, defaults included, and the software. Refuses another run's folder.
 
-  A run that goes on with other software says so there: `versions` lists all, in order.
+  A run that goes on with other software says so there: `versions` lists all, in order. `defaults` are the values that
+  flags had which are younger than the run.
 
   Raises:
     ValueError: the folder holds a run with other flags.
   """
   path = out / 'config.json'
   if path.exists():
-    old = read_config(out)
+    old = (defaults or {}) | read_config(out)
     differ = [f'--{k}={old.get(k)} there and {config.get(k)} here' for k in sorted(old.keys() | config.keys())
               if k not in CIRCUMSTANCES and old.get(k) != config.get(k)]
     if differ:

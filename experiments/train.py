@@ -237,7 +237,8 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     raise ValueError(f'--accumulate={FLAGS.accumulate} is more than the {len(feed)} batches of an epoch')
   total = FLAGS.epochs * per_epoch
   optimizer, options = optimizer_for(per_epoch), objective_and_schedules(per_epoch, facts.std)
-  config = {f.name: f.value for f in FLAGS.get_key_flags_for_module(__name__)} | dict(seed=seed)
+  known = FLAGS.get_key_flags_for_module(__name__)
+  config = {f.name: f.value for f in known} | dict(seed=seed)
   model, key = runs.build_model(config, facts, seed), jax.random.key(seed)
   if FLAGS.initialization == 'ibp':
     nn.reinitialize(model, jax.random.fold_in(key, total))  # a number that no step folds in
@@ -256,7 +257,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   batch = (jax.ShapeDtypeStruct((FLAGS.batch_size, *facts.shape), jnp.uint8),
            jax.ShapeDtypeStruct((FLAGS.batch_size,), jnp.int32))
   zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(step, state, *batch)[1])
-  runs.begin(out, config | dict(parameters=runs.parameters(model)))
+  runs.begin(out, config | dict(parameters=runs.parameters(model)), {f.name: f.default for f in known})
   saved = runs.checkpoints(out)
   now, before, averaged = dict[str, Any](state=state, sums=zeros()), 0., 0
   if FLAGS.swa_from is not None:
