@@ -153,6 +153,26 @@ def test_training_moves_heights_once_they_bend_and_slopes_by_schedule():
   assert all(np.any(a != b) for a, b in zip(heights(states[0]), heights(states[1]), strict=True))
 
 
+def test_heights_that_fell_to_the_least_can_grow_again():
+  """Updates are projected (Lyu et al. 2021, section 3.1): a height does not drift below what counts."""
+  model = nn.mlp((40,), input_shape=(5,), classes=3, activation=nn.ParamRamp, rngs=nnx.Rngs(0))
+  x, labels = jnp.asarray(RNG.normal(size=(32, 5)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 32))
+  nn.calibrate(model, [x])
+  graphdef, state = training.TrainState.create(model, optax.sgd(1.))
+  step = jax.jit(functools.partial(
+      training.train_step, graphdef=graphdef, optimizer=optax.sgd(3.), eps=lambda t: .3, kappa=lambda t: t / 40,
+      objective=functools.partial(training.ibp_objective, clip=(-10., 10.))))
+  history = []
+  for _ in range(40):
+    state, _ = step(state, (x, labels), jax.random.key(0))
+    ramp, = nn.ramps(nnx.merge(graphdef, state.params, state.batch_stats))
+    history.append(np.asarray(ramp.r[...]))
+  least = np.isclose(history, np.float32(1e-4))
+  assert np.min(history) >= np.float32(1e-4)
+  assert least.any()
+  assert (least[:-1].any(0) & ~least[-1]).any()
+
+
 def test_heights_are_jittered_once_they_bend():
   model = nn.mlp((2000,), input_shape=(5,), classes=3, activation=nn.ParamRamp, rngs=nnx.Rngs(0))
   ramp, = nn.ramps(model)

@@ -76,7 +76,8 @@ class LeakyReLU(nnx.Module):
 class ParamRamp(nnx.Module):
   """A ParamRamp for each neuron, with heights that are trained and slopes that a schedule may change.
 
-  Before its heights are measured (`calibrated`) it is LeakyReLU of slope eta.
+  Before its heights are measured (`calibrate`) it is LeakyReLU of slope eta. A training loop projects them after each
+  update (`project`), as `training.train_step` does.
 
   Args:
     shape: of one example's neurons: (features,) or (height, width, channels).
@@ -110,6 +111,15 @@ def set_slope(model: nnx.Module, eta: Any) -> None:
   for _, module in nnx.iter_modules(model):
     if isinstance(module, LeakyReLU | ParamRamp):
       module.eta[...] = jnp.asarray(eta, module.eta[...].dtype)
+
+
+def project(model: nnx.Module) -> None:
+  """Lifts the heights of a model's ParamRamps that an update has taken below 1e-4, so that they can grow again.
+
+  Source: Lyu et al. 2021, section 3.1.
+  """
+  for ramp in ramps(model):
+    ramp.r[...] = jnp.maximum(ramp.r[...], LEAST_HEIGHT)
 
 
 def jittered(model: nnx.Module, key: Any, share: float) -> None:

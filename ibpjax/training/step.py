@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from ibpjax.interval import pytree
-from ibpjax.nn.param_ramp import jittered, set_slope
+from ibpjax.nn.param_ramp import jittered, project, set_slope
 from ibpjax.nn.sequential import Sequential
 from ibpjax.training.losses import l1_norm, natural_loss
 from ibpjax.training.objectives import Objective, ibp_objective
@@ -104,6 +104,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   model.record(stats)
   if height_noise:
     jittered(model, jax.random.fold_in(key, 1), height_noise)
+  project(model)
   _, (params, batch_stats) = split(model)
   return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
