@@ -58,7 +58,9 @@ def _needed(f: Callable[[Any], Any], rows: Any, chunk: int, needed: Any) -> Any:
 
   @some.defjvp
   def tangents(primals, tangents):
-    rows, _, *constants = primals
-    _, _, *moved = tangents
-    return jax.jvp(lambda *constants: _all(lambda row: closed(row, *constants), rows, chunk), constants, moved)
+    (rows, _, *constants), (moving, _, *moved) = primals, tangents
+
+    def every(rows, *constants):
+      return _all(lambda row: closed(row, *constants), rows, chunk)
+    return jax.jvp(every, (rows, *constants), (moving, *moved))
   return some(rows, needed, *constants)

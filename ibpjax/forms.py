@@ -266,7 +266,7 @@ def _contracted(eqn: Equation, slot: int, weight: Any, form: Local, bias: Interv
   p, rank = eqn.params, len(form.shape)
   summed, _ = p['dimension_numbers']
   own, other = summed[slot], summed[1 - slot]
-  if any(n > 1 and i not in own for i, n in enumerate(form.bias.shape)):
+  if any(n > 1 and i not in own for i, n in enumerate(form.bias.shape)) or 0 in (*form.bias.shape, *bias.shape):
     return None
   order = [j for _, j in sorted(zip(own, other))]
   weight = jnp.transpose(weight, (*order, *(i for i in range(weight.ndim) if i not in order)))

@@ -199,17 +199,21 @@ class _Builder:
       self.made[key] = outputs
     return outputs
 
-  def broadcast(self, eqn: jex.JaxprEqn, v: Value, shape: tuple[int, ...]) -> Value:
-    """`v` broadcast to `shape` by an equation of its own."""
-    params = dict(shape=shape, broadcast_dimensions=tuple(range(len(v.shape))) if v.shape else (), sharding=None)
-    key = _merging_key(lax.broadcast_in_dim_p, params, (v,))
+  def before(self, eqn: jex.JaxprEqn, primitive: jex.Primitive, params: dict[str, Any], v: Value,
+             shape: tuple[int, ...]) -> Value:
+    """What another operation makes of the operand `v` of an equation, as an equation of its own."""
+    key = _merging_key(primitive, params, (v,))
     if key in self.made:
       return self.made[key][0]
     out = self.value(shape, v.dtype, perturbed=True)
-    self.equations.append(Equation(lax.broadcast_in_dim_p, params, (v,), (out,), self.caller or eqn.source_info,
-                                   eqn.ctx, lax.broadcast_in_dim_p))
+    self.equations.append(Equation(primitive, params, (v,), (out,), self.caller or eqn.source_info, eqn.ctx, primitive))
     self.made[key] = (out,)
     return out
+
+  def broadcast(self, eqn: jex.JaxprEqn, v: Value, shape: tuple[int, ...]) -> Value:
+    """`v` broadcast to `shape` by an equation of its own."""
+    params = dict(shape=shape, broadcast_dimensions=tuple(range(len(v.shape))) if v.shape else (), sharding=None)
+    return self.before(eqn, lax.broadcast_in_dim_p, params, v, shape)
 
   def inline(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]) -> list[Value]:
     """Adds the equations of `jaxpr`, its calls entered where something perturbed goes in.
@@ -237,6 +241,11 @@ class _Builder:
         if eqn.primitive in BROADCASTING:
           shape = _aval(eqn.outvars[0]).shape
           inputs = [self.broadcast(eqn, v, shape) if self.is_perturbed(v) and v.shape != shape else v for v in inputs]
+        if eqn.primitive is P.reshape_p and (order := eqn.params['dimensions']) is not None:  # elements by columns
+          v, = inputs
+          inputs = [self.before(eqn, P.transpose_p, dict(permutation=tuple(order)), v,
+                                tuple(v.shape[i] for i in order))]
+          eqn = eqn.replace(params=eqn.params | dict(dimensions=None))
         outputs = self.emit(eqn, inputs)
       env.update(zip(eqn.outvars, outputs, strict=True))
     return [self.read(env, v) for v in jaxpr.outvars]

@@ -64,6 +64,8 @@ LAYERS = {
     'hidden': lambda x, i: x + weights(i, *x.shape) * jnp.sum(jax.nn.relu(x.reshape(1, -1) @ weights(i, x.size, 3))),
     'from the left': lambda x, i: x + weights(i, *x.shape) * (weights(i, x.size) @ jax.nn.relu(x.ravel() - .2)),
     'flat': lambda x, i: jax.nn.relu(x.ravel() + weights(i, x.size)).reshape(1, x.size)[0].reshape(x.shape),
+    'by columns': lambda x, i: jnp.ravel(jax.nn.relu(x), order='F').reshape(x.shape),
+    'square by columns': lambda x, i: lax.reshape(jax.nn.relu(x[:5, :5]), x[:5, :5].shape, (1, 0, 2)),
     'turned': lambda x, i: x.transpose(1, 0, 2),
     'dense': lambda x, i: x + weights(i, *x.shape) * jnp.sum(x * weights(i + 1, *x.shape)),
     'expanded': lambda x, i: jnp.expand_dims(x, (0, 2)).reshape(*x.shape, 1)[..., 0],

@@ -62,6 +62,13 @@ def test_derivatives_are_those_of_all_rows(derivative, at):
   np.testing.assert_allclose(found, every, rtol=1e-12)
 
 
+def test_rows_have_derivatives_too():
+  def total(rows, needed=None):
+    return over_rows(lambda x: x ** 2, rows, 1, 2, needed).sum()
+  rows = jnp.arange(5.)
+  np.testing.assert_array_equal(jax.grad(total)(rows, jnp.ones(5, bool)), jax.grad(total)(rows))
+
+
 def network(weights, x):
   for w in weights[:-1]:
     x = jax.nn.relu(w @ x + .2)

@@ -39,7 +39,8 @@ def form_of(f, box):
 
 # Of these layers windows stay windows.
 LOCAL = ['conv', 'same', 'strided', 'far padded', 'dilated', 'point', 'channels first', 'relu', 'tanh', 'product',
-         'average pool', 'frame of ones', 'cropped', 'residual', 'short cut', 'gated', 'flat', 'turned', 'expanded']
+         'average pool', 'frame of ones', 'cropped', 'residual', 'short cut', 'gated', 'flat', 'by columns', 'turned',
+         'expanded']
 
 
 @pytest.mark.parametrize('name', LAYERS)
@@ -93,6 +94,11 @@ def test_examples_beside_each_other_have_windows_of_their_own():
   x = linf_ball(jnp.stack([image(i) for i in range(3)]), .1)
   assert jax.eval_shape(lambda x: form_of(f, x), x).window[0] == 1
   agree(f, x)
+
+
+def test_results_without_elements():
+  bounds = lbp(lambda x: conv(x, 1).reshape(-1) @ jnp.zeros((40, 0)), elide=False)(linf_ball(image(), .1))
+  assert bounds.lower.shape == (0,)
 
 
 def test_linear_bounds_are_those_of_whole_inputs():

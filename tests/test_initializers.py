@@ -70,3 +70,9 @@ def test_with_batch_norm_bounds_explode_whatever_the_scale_of_weights_is():
   found = ratios(model, (32, 8, 8, 3))
   assert all(b > 3 * a for a, b in zip([1, *found], found))
   assert found[-1] > 1e4
+
+
+def test_kernels_inside_of_layers_are_not_forgotten():
+  inner = nn.Sequential([nnx.Linear(4, 4, rngs=nnx.Rngs(0))])
+  with pytest.raises(ValueError, match='inside of layers'):
+    nn.reinitialize(nn.Sequential([inner, nnx.Linear(4, 2, rngs=nnx.Rngs(0))]), jax.random.key(0))

@@ -57,9 +57,16 @@ def reinitialize(model: Sequential, key: Any) -> None:
     model: dense and convolutional layers in their order; changed in place.
     key: PRNG key.
 
+  Raises:
+    ValueError: a kernel is not in a layer of the model itself.
+
   Source: Shi et al. 2021, section 3.1.
   """
-  layers = [layer for layer in model.layers if isinstance(layer, nnx.Linear | nnx.Conv)]
+  kinds = nnx.Linear | nnx.Conv
+  layers = [layer for layer in model.layers if isinstance(layer, kinds)]
+  if len(layers) < sum(isinstance(module, kinds) for _, module in nnx.iter_modules(model)):
+    raise ValueError('some kernels are inside of layers of the model: only those of layers themselves can be drawn '
+                     'anew. Make the model one Sequential')
   for i, layer in enumerate(layers[:-1]):
     kernel = layer.kernel[...]
     layer.kernel[...] = ibp_normal(jax.random.fold_in(key, i), kernel.shape, kernel.dtype)
