@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list('models', ['mlp', 'dm_small'], 'Networks to measure.')
 flags.DEFINE_enum('dataset', 'mnist', list(datasets.FACTS), 'Whose shapes to use; the images are random.')
 flags.DEFINE_integer('batch_size', 256, 'Examples a step.', 1)
-flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
+flags.DEFINE_integer('repeats', 15, 'Rounds to time; the median counts.', 3)
 
 
 def measure(name: str, feed: pipeline.Resident) -> dict[str, float]:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
   images = rng.integers(0, 256, (count, *facts.shape), np.uint8)
   labels = rng.integers(0, facts.classes, count).astype(np.int32)
   feed = pipeline.Resident(datasets.Split(images, labels), FLAGS.batch_size, 0)
-  print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
+  print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} rounds')
   print(f'{"network":<10} {"natural ms":>10} {"IBP ms":>9} {"mixed ms":>9} {"IBP ratio":>10} {"mixed ratio":>12} '
         f'{"input / IBP":>12}')
   for name in FLAGS.models:

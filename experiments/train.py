@@ -131,11 +131,14 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
   eps = getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp)
   pgd = functools.partial(training.pgd_objective, steps=FLAGS.pgd_steps)
   trades = functools.partial(training.trades_objective, steps=FLAGS.pgd_steps, weight=FLAGS.trades_weight)
-  beta = lambda radius: 1 + radius / FLAGS.eps * (FLAGS.beta_end - 1) if FLAGS.eps else 1.
+
+  def falling(end):
+    return lambda radius: 1 + radius / FLAGS.eps * (end - 1) if FLAGS.eps else 1.
+  beta, share = falling(FLAGS.beta_end), falling(0.)
   linear = functools.partial(training.crown_objective, beta=beta)
   regularizer = functools.partial(
       training.warm_up_regularizer, std=np.reshape(std, (1, 1, 1, -1)).astype(np.float32),
-      weight=lambda radius: FLAGS.regularizer_weight * (1 - radius / FLAGS.eps if FLAGS.eps else 1.))
+      weight=lambda radius: FLAGS.regularizer_weight * share(radius))
   options: dict[str, Any] = dict(regularizer=regularizer if FLAGS.regularizer_weight else None)
   attack = dict(steps=FLAGS.pgd_steps, step=FLAGS.pgd_step, **options)
   expressive = {name: functools.partial(f, alpha=FLAGS.alpha, scale=FLAGS.attack_scale, **attack)

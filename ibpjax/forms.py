@@ -145,12 +145,10 @@ def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool]
     return _contracted(eqn, slots[0], operands[1 - slots[0]], first, bias)
   if slots != [0]:
     return None
-  axis_of = windows.axes_moved(eqn)
-  if first.places != first.bias.shape or axis_of is None:  # what leaves elements in order leaves the places
-    kept = None if axis_of is None else [i for i in axis_of if i is not None]
-    if eqn.primitive is P.reshape_p or (kept and kept == sorted(kept)):
-      return dataclasses.replace(first, bias=bias)
-  if first.places != first.bias.shape:
+  axis_of, laid = windows.axes_moved(eqn), first.places == first.bias.shape
+  if not (laid and axis_of is not None) and _in_order(eqn, axis_of):
+    return dataclasses.replace(first, bias=bias)
+  if not laid:
     return None
   if (slid := windows.sliding(eqn)) is not None:
     return _slid(eqn, operands, first, bias, *slid)
@@ -168,6 +166,12 @@ def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool]
     spans = [s and dataclasses.replace(s, axis=axis_of.index(s.axis)) for s in first.spans]
     return dataclasses.replace(_over_window(push, [first], bias), spans=tuple(spans))
   return None
+
+
+def _in_order(eqn: Equation, axis_of: Sequence[int | None] | None) -> bool:
+  """Whether an equation leaves all elements in their order, so that it leaves the places as they are."""
+  kept = [i for i in axis_of or [] if i is not None]
+  return eqn.primitive is P.reshape_p or (bool(kept) and kept == sorted(kept))
 
 
 def elementwise(push: Callable[..., Interval], forms: Sequence[Local], bias: Interval) -> Local | None:

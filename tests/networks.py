@@ -1,8 +1,11 @@
-"""Small random networks, in float64: dense, residual and convolutional ones."""
+"""Small random networks: dense, residual and convolutional functions in float64, and a classifier."""
 import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import ramp
+from flax import nnx
+
+from ibpjax import nn
 
 
 def dense(params, x, activation):
@@ -43,3 +46,9 @@ def random_network(network, seed):
   params = [(jnp.asarray(rng.normal(size=s) * (1.4 * outputs(s) / np.prod(s)) ** .5),
              jnp.asarray(.3 * rng.normal(size=outputs(s)))) for s in shapes]
   return params, jnp.asarray(rng.normal(size=size))
+
+
+def classifier(side, features, batch_norm):
+  """A model of (side, side, 1) images and three classes: one convolution, one hidden layer."""
+  return nn.models.convolutional([(features, 3, 1, 1)], [6], input_shape=(side, side, 1), classes=3,
+                                 batch_norm=batch_norm, rngs=nnx.Rngs(0))

@@ -7,16 +7,16 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from networks import classifier
 
-from ibpjax import linf_ball, nn, training
+from ibpjax import linf_ball, training
 
 IMAGES, LABELS, KEY = jax.random.uniform(jax.random.key(1), (8, 6, 6, 1)), jnp.arange(8) % 3, jax.random.key(2)
 MIXED = dict(mtl=training.mtl_objective, cc=training.cc_objective, exp=training.exp_objective)
 
 
 def small(batch_norm=False):
-  return nn.models.convolutional([(3, 3, 1, 1)], [6], input_shape=(6, 6, 1), classes=3, batch_norm=batch_norm,
-                                 rngs=nnx.Rngs(0))
+  return classifier(6, 3, batch_norm)
 
 
 def outcome(objective, eps=.1, model=None):

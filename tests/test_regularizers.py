@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from networks import classifier
 
 from ibpjax import Interval, linf_ball, nn, training
 from ibpjax.training.regularizers import balance, tightness, warm_up_regularizer
@@ -48,11 +49,7 @@ def test_balance_draws_inactive_layers_towards_active():
   assert float(gradient.lower[0, 0]) < 0  # more in the active one lowers the loss
 
 
-def small(batch_norm=True):
-  return nn.models.convolutional([(4, 3, 1, 1)], [6], input_shape=(5, 5, 1), classes=3, batch_norm=batch_norm,
-                          rngs=nnx.Rngs(0))
-
-
+small = functools.partial(classifier, 5, 4, True)
 IMAGES, LABELS, KEY = jax.random.uniform(jax.random.key(1), (6, 5, 5, 1)), jnp.arange(6) % 3, jax.random.key(2)
 OPTIMIZER = optax.adam(1e-2)
 

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ibpjax.interval import Interval, linf_ball
-from ibpjax.margins import margins
 from ibpjax.training.attacks import pgd
 from ibpjax.training.losses import robust_loss
-from ibpjax.training.objectives import lower_margins
-from ibpjax.training.regularizers import LEAST_RADIUS, Regularizer
+from ibpjax.training.objectives import lower_margins, margins_of, radius_for, unverified
+from ibpjax.training.regularizers import Regularizer
 
 
 def small_box(box: Interval, points: Any, share: Any) -> Interval:
@@ -51,11 +50,11 @@ def sabr_objective(f: Callable, params: Any, logits: Any, images: Any, labels: A
   Metrics: small_box_error, the fraction not verified on the small box; attacked_error.
   Source: Müller et al. 2023.
   """
-  radius = eps if regularizer is None else jnp.maximum(eps, LEAST_RADIUS)
+  radius = radius_for(eps, regularizer)
   points, worst = _attacked(f, params, images, labels, radius, key, steps, step, clip)
   box = small_box(linf_ball(images, radius, *clip), points, share)
   lower, more = lower_margins(f, params, logits, box, labels, eps, regularizer)
-  return robust_loss(lower), dict(small_box_error=_wrong(lower), attacked_error=jnp.mean(~(worst > 0)), **more)
+  return robust_loss(lower), dict(small_box_error=unverified(lower), attacked_error=jnp.mean(~(worst > 0)), **more)
 
 
 def mtl_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
@@ -101,10 +100,10 @@ def _bounded_and_attacked(f: Callable, params: Any, logits: Any, images: Any, la
                           clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, Any, dict[str, Any]]:
   """Lower bounds of the margins, margins at the points that an attack finds, metrics."""
   points, worst = _attacked(f, params, images, labels, scale * eps, key, steps, step, clip)
-  attacked = jax.vmap(lambda params, x, y: margins(f(params, x), y), (None, 0, 0))(params, points, labels)
-  box = linf_ball(images, eps if regularizer is None else jnp.maximum(eps, LEAST_RADIUS), *clip)
+  attacked = jax.vmap(margins_of(f), (None, 0, 0))(params, points, labels)
+  box = linf_ball(images, radius_for(eps, regularizer), *clip)
   lower, more = lower_margins(f, params, logits, box, labels, eps, regularizer)
-  return lower, attacked, dict(verified_error=_wrong(lower), attacked_error=jnp.mean(~(worst > 0)), **more)
+  return lower, attacked, dict(verified_error=unverified(lower), attacked_error=jnp.mean(~(worst > 0)), **more)
 
 
 def _attacked(f: Callable, params: Any, images: Any, labels: Any, radius: Any, key: Any, steps: int,
@@ -112,7 +111,3 @@ def _attacked(f: Callable, params: Any, images: Any, labels: Any, radius: Any, k
   """The points that an attack of a radius finds, constants, and their least margins."""
   return lax.stop_gradient(pgd(f, lax.stop_gradient(params), images, labels, radius, key, steps=steps,
                                step_size=None if step is None else step * radius, clip=clip))
-
-
-def _wrong(lower: Any) -> Any:
-  return jnp.mean(~(lower.min(-1) > 0))

@@ -28,7 +28,7 @@ from ibpjax.training.regularizers import LEAST_RADIUS, Regularizer
 Objective = Callable[..., tuple[Any, dict[str, Any]]]
 
 
-def _margins_of(f: Callable) -> Callable:
+def margins_of(f: Callable) -> Callable:
   """(params, x, label) -> the margins of one example."""
   return lambda params, x, label: margins(f(params, x), label)
 
@@ -52,9 +52,19 @@ def ibp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: An
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement; Shi et al. 2021, section 3.3.
   """
   del key
-  box = linf_ball(images, eps if regularizer is None else jnp.maximum(eps, LEAST_RADIUS), *clip)
+  box = linf_ball(images, radius_for(eps, regularizer), *clip)
   lower, more = lower_margins(f, params, logits, box, labels, eps, regularizer)
-  return robust_loss(lower), dict(verified_error=jnp.mean(~(lower.min(-1) > 0)), **more)
+  return robust_loss(lower), dict(verified_error=unverified(lower), **more)
+
+
+def unverified(lower: Any) -> Any:
+  """The fraction of examples of which some lower bound of a margin, (batch, classes - 1), is not above 0."""
+  return jnp.mean(~(lower.min(-1) > 0))
+
+
+def radius_for(eps: Any, regularizer: Regularizer | None) -> Any:
+  """The radius that bounds are computed for: eps, but with a regularizer at least 1e-6."""
+  return eps if regularizer is None else jnp.maximum(eps, LEAST_RADIUS)
 
 
 def lower_margins(f: Callable, params: Any, logits: Any, box: Interval, labels: Any, eps: Any,
@@ -66,7 +76,7 @@ def lower_margins(f: Callable, params: Any, logits: Any, box: Interval, labels: 
     box: (batch, ...).
     regularizer: as in `ibp_objective`.
   """
-  one = _margins_of(f)
+  one = margins_of(f)
   if regularizer is None:
     return jax.vmap(ibp(one, elide=True), (None, 0, 0))(params, box, labels).lower, {}
   bounds, inside = jax.vmap(ibp(one, elide=True, intermediates=True), (None, 0, 0))(params, box, labels)
@@ -91,7 +101,7 @@ def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   Source: Zhang et al. 2020; Lyu et al. 2021, section 5.1 of the supplement.
   """
   del logits, key
-  one = _margins_of(f)
+  one = margins_of(f)
 
   def linear(params, box, label, bounds, inside):
     del bounds
@@ -99,7 +109,7 @@ def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
     return crown(one, intermediate=given, lines=lines)(params, box, label).lower
 
   lower, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta, lambda b: b.lower)
-  return robust_loss(lower), dict(verified_error=jnp.mean(~(lower.min(-1) > 0)), beta=weight)
+  return robust_loss(lower), dict(verified_error=unverified(lower), beta=weight)
 
 
 def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
@@ -118,7 +128,7 @@ def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   Source: Xu et al. 2020, section 3.3.
   """
   del logits, key
-  one = _margins_of(f)
+  one = margins_of(f)
 
   def linear(params, box, label, bounds, inside):
     # -margins, less the greatest that they may be: their exponents neither overflow nor all vanish
