@@ -14,7 +14,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import lines as choices
 from ibpjax.composites import Composite
-from ibpjax.crown import checked_intermediate, prepared
+from ibpjax.crown import checked_intermediate, prepared, undecided
 from ibpjax.elementwise import row as rule_of
 from ibpjax.errors import Errors
 from ibpjax.ibp import Forward, precise
@@ -269,7 +269,9 @@ class Slopes:
     return self._run(inputs, bound)
 
   def _run(self, inputs: list[Any], bound: Callable[[Forward, Value], Interval]) -> tuple[list[Interval], Any]:
-    forward = self.forward(self.program, inputs, self.given, tighten=bound if self.given is None else None)
+    def tighten(forward, v):
+      return forward.walk.kept_unless(undecided(forward, v, self.lines), v, bound(forward, v))
+    forward = self.forward(self.program, inputs, self.given, tighten=tighten if self.given is None else None)
     return [forward.output_by(v, functools.partial(bound, forward)) for v in self.program.outputs], (
         forward.intermediates())
 

@@ -104,10 +104,10 @@ def _given(f: Callable, intermediate: Any, args: tuple, kwargs: dict, options: d
 
 def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:
   """How full CROWN bounds the operand of a nonlinear operation: by walks from its elements that need it."""
-  return lambda forward, v: walk(forward, lines).bound_elements(v, chunk, needed=_undecided(forward, v, lines))
+  return lambda forward, v: walk(forward, lines).bound_elements(v, chunk, needed=undecided(forward, v, lines))
 
 
-def _undecided(forward: Forward, value: Value, lines: Lines) -> Any:
+def undecided(forward: Forward, value: Value, lines: Lines) -> Any:
   """The elements of a value whose bounds matter: a relaxation is not exact over the box that they have. None for all.
 
   Of functions that bend at points, as ReLU, these are the elements that may lie on both sides of one.

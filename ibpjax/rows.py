@@ -230,6 +230,10 @@ class Walk:
     def over(bound):
       return self.over_elements(value, bound, chunk, needed=needed)
     found = self.bound_apart(value, over) if apart else over(functools.partial(self.bound, value))
+    return self.kept_unless(needed, value, found)
+
+  def kept_unless(self, needed: Any, value: Value, found: Interval) -> Interval:
+    """The bounds found of a value where they are needed (None: everywhere), elsewhere those that it has."""
     if needed is None:
       return found
     return jax.tree.map(functools.partial(jnp.where, needed), found, self.env[value.id])

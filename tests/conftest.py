@@ -14,7 +14,8 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 hypothesis.settings.register_profile('ordinary', max_examples=300, deadline=None, derandomize=True)
 hypothesis.settings.register_profile('nightly', max_examples=20_000, deadline=None, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ordinary'))
+PROFILE = os.environ.get('HYPOTHESIS_PROFILE', 'ordinary')
+hypothesis.settings.load_profile(PROFILE)
 
 
 def pytest_collection_modifyitems(items):
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items):
     name = getattr(item, 'callspec', None) and item.callspec.params.get('name')
     if isinstance(name, str):
       item.add_marker(pytest.mark.xdist_group(f'{item.path.stem}: {name}'))
+
+
+@pytest.fixture(autouse=True)
+def compilation(request):
+  """Tests compile without LLVM's optimisations, in three quarters of the time, but those marked `optimized`."""
+  jax.config.update('jax_disable_most_optimizations', PROFILE == 'ordinary' and 'optimized' not in request.keywords)
 
 
 @pytest.fixture

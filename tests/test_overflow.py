@@ -9,6 +9,8 @@ from jax import lax
 from ibpjax import Elementwise, Interval, elementwise, ibp
 from ibpjax.functions import TABLE
 
+pytestmark = pytest.mark.optimized
+
 
 def box(low, high):
   return Interval(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))

@@ -15,6 +15,7 @@ from ibpjax import Interval, alpha_crown, crown, elementwise, ibp, lbp, nn
 from ibpjax.elementwise import Elementwise
 from ibpjax.rounding import gamma
 
+pytestmark = pytest.mark.optimized
 RNG = np.random.default_rng(0)
 
 

@@ -30,13 +30,17 @@ def agree(f, box):
 
 @pytest.mark.parametrize('name', LAYERS)
 def test_each_layer_between_two_convolutions(name):
-  f = between(name)
-  for set_ in (linf_ball(image(), .1), lp_ball(image(1), .2), lp_ball(image(2), .4, 1.)):
-    agree(f, set_)
+  agree(between(name), linf_ball(image(), .1))
+
+
+@pytest.mark.parametrize('name', ['residual', 'strided', 'dense'])
+def test_balls(name):
+  for set_ in (lp_ball(image(1), .2), lp_ball(image(2), .4, 1.)):
+    agree(between(name), set_)
 
 
 @given(NETWORKS, SEEDS)
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=max(hypothesis.settings.default.max_examples // 25, 1))
 def test_random_networks_of_images(layers, seed):
   f, x = network(layers, seed)
   box = linf_ball(x, .05)
