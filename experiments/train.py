@@ -43,7 +43,7 @@ flags.DEFINE_integer('side', None, 'Cut images to this height and width: at rand
 flags.DEFINE_integer('workers', 2, 'Processes that read a dataset too large for memory.', 0)
 flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
 define_integers('hidden', [], 'Widths of the hidden layers of mlp.', least=1)
-flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn7 and dm_large.', 1)
+flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn5, cnn7, cnn9 and dm_large.', 1)
 flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium (Gowal et al. 2018).')
 flags.DEFINE_enum('activation', 'relu', list(runs.ACTIVATIONS), 'Of all hidden layers.')
 flags.DEFINE_float('eta', 0., 'Slope of leaky_relu below 0 and of param_ramp outside of its bends, at the beginning.',

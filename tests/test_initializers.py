@@ -72,7 +72,16 @@ def test_with_batch_norm_bounds_explode_whatever_the_scale_of_weights_is():
   assert found[-1] > 1e4
 
 
-def test_kernels_inside_of_layers_are_not_forgotten():
-  inner = nn.Sequential([nnx.Linear(4, 4, rngs=nnx.Rngs(0))])
-  with pytest.raises(ValueError, match='inside of layers'):
-    nn.reinitialize(nn.Sequential([inner, nnx.Linear(4, 2, rngs=nnx.Rngs(0))]), jax.random.key(0))
+class Hidden(nnx.Module):
+  """A layer in a module."""
+
+  def __init__(self):
+    self.inner = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+  def __call__(self, x):
+    return self.inner(x)
+
+
+def test_kernels_inside_of_modules_are_not_forgotten():
+  with pytest.raises(ValueError, match='inside of modules'):
+    nn.reinitialize(nn.Sequential([Hidden(), nnx.Linear(4, 2, rngs=nnx.Rngs(0))]), jax.random.key(0))

@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from experiments import runs
 from ibpjax import ibp, linf_ball, margins, nn, training
 
 
@@ -73,12 +74,19 @@ def test_robust_loss_is_the_cross_entropy_of_the_worst_logits():
   assert float(training.robust_loss(clean)) == pytest.approx(float(training.natural_loss(logits, labels)), rel=1e-6)
 
 
+TINY = dict(input_shape=(64, 64, 3), classes=200)
+
+
 @pytest.mark.parametrize(('model', 'parameters'), [
     (nn.dm_small, 828_806), (functools.partial(nn.dm_small, valid=True), 329_606), (nn.dm_medium, 2_466_282),
     (nn.wk_small, 166_406), (functools.partial(nn.cnn7, input_shape=(32, 32, 3)), 17_192_650),
     (functools.partial(nn.cnn7, input_shape=(28, 28, 1)), 13_259_338),
     (functools.partial(nn.dm_large, input_shape=(32, 32, 3)), 17_190_602),
     (functools.partial(nn.dm_large, input_shape=(28, 28, 1)), 13_257_290),
+    (nn.wide_resnet8, 21_547_882), (functools.partial(nn.wide_resnet8, input_shape=(28, 28, 1)), 17_615_434),
+    (functools.partial(runs.MODELS['wide_resnet8_tiny'], **TINY), 91_424_776), (nn.resnext, 17_611_018),
+    (functools.partial(runs.MODELS['resnext_tiny'], **TINY), 16_981_960),
+    (functools.partial(runs.MODELS['cnn7_tiny'], **TINY), 17_290_120),
     (functools.partial(nn.mlp, (100,) * 3), 99_710), (functools.partial(nn.mlp, (100,) * 5), 119_910)])
 def test_published_parameter_counts(model, parameters):
   shapes = nnx.eval_shape(lambda: nnx.state(model(rngs=nnx.Rngs(0)), nnx.Param))
@@ -88,11 +96,13 @@ def test_published_parameter_counts(model, parameters):
 @pytest.mark.parametrize(('make', 'shape', 'logits'), [
     (nn.dm_small, (28, 28, 1), 10), (functools.partial(nn.dm_small, valid=True), (28, 28, 1), 10),
     (functools.partial(nn.dm_medium, valid=True), (32, 32, 3), 10), (nn.wk_small, (28, 28, 1), 10),
-    (functools.partial(nn.mlp, (7, 5)), (8, 8, 1), 10), (functools.partial(nn.cnn7, width=2), (32, 32, 3), 10)])
+    (functools.partial(nn.mlp, (7, 5)), (8, 8, 1), 10), (functools.partial(nn.cnn7, width=2), (32, 32, 3), 10),
+    (functools.partial(nn.cnn5, width=2), (9, 9, 1), 3), (functools.partial(nn.cnn9, width=2), (9, 9, 1), 3),
+    (functools.partial(nn.resnext, stem=4, bottleneck=2, blocks=2), (9, 9, 1), 3)])
 def test_models_map_batches_to_logits(make, shape, logits):
   model = make(input_shape=shape, classes=logits, rngs=nnx.Rngs(0))
   assert model(jnp.ones((2, *shape))).shape == (2, logits)
-  for layer in model.layers:
+  for layer in model.flat():
     if isinstance(layer, (nnx.Linear, nnx.Conv)):
       bound = float(np.prod(layer.kernel.shape[:-1]) ** -.5)
       assert .9 * bound < float(jnp.abs(layer.kernel[...]).max()) <= bound * 1.0001

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
-from ibpjax.nn.sequential import Sequential
+from ibpjax.nn.batch_norm import BatchNorm
+from ibpjax.nn.pad import Pad
+from ibpjax.nn.sequential import Residual, Sequential, flatten
+
+_KINDS = nnx.Linear | nnx.Conv
 
 # U(+-1/sqrt(fan_in)): what the published models start from (Shi et al. 2021, who call it Xavier).
 fan_in_uniform = variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -51,22 +56,43 @@ def difference_gain(kernel: Any) -> Any:
 def reinitialize(model: Sequential, key: Any) -> None:
   """Draws the kernels of a model anew by `ibp_normal`, all but that of the last layer, which classifies.
 
-  Biases and batch normalisation stay as they are.
+  Biases and batch normalisation stay as they are. A kernel that follows the activation of a sum is halved: bounds of a
+  sum of two chains are twice as wide as those of one.
 
   Args:
-    model: dense and convolutional layers in their order; changed in place.
+    model: dense and convolutional layers in their order, `Residual`s among them; changed in place.
     key: PRNG key.
 
   Raises:
-    ValueError: a kernel is not in a layer of the model itself.
+    ValueError: a kernel is inside of a module that is a layer of the model.
 
-  Source: Shi et al. 2021, section 3.1.
+  Source: Shi et al. 2021, section 3.1, and for sums the released code.
   """
-  kinds = nnx.Linear | nnx.Conv
-  layers = [layer for layer in model.layers if isinstance(layer, kinds)]
-  if len(layers) < sum(isinstance(module, kinds) for _, module in nnx.iter_modules(model)):
-    raise ValueError('some kernels are inside of layers of the model: only those of layers themselves can be drawn '
-                     'anew. Make the model one Sequential')
-  for i, layer in enumerate(layers[:-1]):
+  layers = list(_kernels(model, ''))
+  if len(layers) < sum(isinstance(module, _KINDS) for _, module in nnx.iter_modules(model)):
+    raise ValueError('some kernels are inside of modules that are layers of the model: only those of layers themselves '
+                     'can be drawn anew. Make these modules Sequentials')
+  for i, (layer, share) in enumerate(layers[:-1]):
     kernel = layer.kernel[...]
-    layer.kernel[...] = ibp_normal(jax.random.fold_in(key, i), kernel.shape, kernel.dtype)
+    layer.kernel[...] = share * ibp_normal(jax.random.fold_in(key, i), kernel.shape, kernel.dtype)
+
+
+def _kernels(chain: Sequential, before: str) -> Generator[tuple[Any, float], None, str]:
+  """The layers of a chain that have kernels, each with its factor.
+
+  `before` says what the chain is applied to, and what is returned what comes out of it: 'sum', 'active sum', or ''.
+  """
+  for layer in chain.layers:
+    if isinstance(layer, Residual):
+      yield from _kernels(Sequential(layer.layers), before)
+      yield from _kernels(layer.shortcut, before)
+      before = 'sum'
+    elif isinstance(layer, Sequential):
+      before = yield from _kernels(layer, before)
+    elif isinstance(layer, _KINDS):
+      yield layer, .5 if before == 'active sum' else 1.
+      before = ''
+    elif not isinstance(layer, Pad):
+      is_activation = not isinstance(layer, BatchNorm) and layer is not flatten
+      before = 'active sum' if before == 'sum' and is_activation else ''
+  return before

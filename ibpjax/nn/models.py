@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ibpjax.nn.batch_norm import BatchNorm
 from ibpjax.nn.initializers import bias_uniform, fan_in_uniform
+from ibpjax.nn.pad import Pad
 from ibpjax.nn.sequential import Sequential, flatten
 
 
@@ -25,21 +25,8 @@ def dense(features_in: int, features_out: int, rngs: nnx.Rngs) -> nnx.Linear:
                     rngs=rngs)
 
 
-class Pad(nnx.Module):
-  """A frame of zeros around images (batch, height, width, channels).
-
-  Args:
-    pixels: its width on each side.
-  """
-
-  def __init__(self, pixels: int):
-    self.pixels = pixels
-
-  def __call__(self, x: Any) -> Any:
-    return jnp.pad(x, ((0, 0), (self.pixels, self.pixels), (self.pixels, self.pixels), (0, 0)))
-
-
-def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> list[nnx.Module]:
+def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: int, rngs: nnx.Rngs,
+         groups: int = 1) -> list[nnx.Module]:
   """A square convolution with the same explicit padding on all sides, initialised as published.
 
   Padding that makes an image larger than it was is a layer of its own, as far as it does: XLA's CPU
@@ -48,7 +35,8 @@ def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: i
   """
   inside = min(padding, (size - 1) // 2) if stride == 1 else padding
   layer = nnx.Conv(channels_in, channels_out, (size, size), strides=stride, padding=((inside, inside),) * 2,
-                   kernel_init=fan_in_uniform, bias_init=bias_uniform(size * size * channels_in), rngs=rngs)
+                   feature_group_count=groups, kernel_init=fan_in_uniform,
+                   bias_init=bias_uniform(size * size * channels_in // groups), rngs=rngs)
   return [Pad(padding - inside), layer] if padding > inside else [layer]
 
 
@@ -145,16 +133,36 @@ def wk_small(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 
 
 
 def cnn7(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
-         batch_norm: bool = True, activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
+         last_stride: int = 1, batch_norm: bool = True, activation: Activation = jax.nn.relu,
+         rngs: nnx.Rngs) -> Sequential:
   """CNN-7: five 3x3 convolutions, one hidden layer of 8 * width; 17 192 650 parameters on CIFAR-10.
 
   Args:
     width: channels of the first two convolutions; the others have twice as many.
+    last_stride: of the last convolution; 2 is the variant for TinyImageNet, of 17 290 120 parameters.
     batch_norm: before every activation (Shi et al. 2021). Without it this is `dm_large`.
   """
-  convs = [(width, 3, 1, 1), (width, 3, 1, 1), (2 * width, 3, 2, 1), (2 * width, 3, 1, 1), (2 * width, 3, 1, 1)]
-  return convolutional(convs, [8 * width], input_shape=input_shape, classes=classes, batch_norm=batch_norm,
-                       activation=activation, rngs=rngs)
+  return _cnn(2, 3, width, last_stride, input_shape=input_shape, classes=classes, batch_norm=batch_norm,
+              activation=activation, rngs=rngs)
+
+
+def cnn5(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
+         activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
+  """`cnn7` with one convolution less before and one less after the image is halved."""
+  return _cnn(1, 2, width, input_shape=input_shape, classes=classes, batch_norm=True, activation=activation, rngs=rngs)
+
+
+def cnn9(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,
+         activation: Activation = jax.nn.relu, rngs: nnx.Rngs) -> Sequential:
+  """`cnn7` with one convolution more before and one more after the image is halved."""
+  return _cnn(3, 4, width, input_shape=input_shape, classes=classes, batch_norm=True, activation=activation, rngs=rngs)
+
+
+def _cnn(before: int, after: int, width: int, last_stride: int = 1, **kwargs: Any) -> Sequential:
+  """Convolutions of `width` channels, then of twice as many, of which the first halves the image."""
+  strides = [1] * before + [2] + [1] * (after - 2) + [last_stride]
+  return convolutional([(width if i < before else 2 * width, 3, stride, 1) for i, stride in enumerate(strides)],
+                       [8 * width], **kwargs)
 
 
 def dm_large(*, input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10, width: int = 64,

@@ -145,10 +145,10 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
 
   Source: Lyu et al. 2021, section 4 and its supplement; the released code.
   """
-  found = [layer for layer in model.layers if isinstance(layer, ParamRamp)]
+  found = [layer for layer in model.flat() if isinstance(layer, ParamRamp)]
   if len(found) < len(ramps(model)):
-    raise ValueError('some ParamRamps are inside of layers of the model: only those that are layers themselves can be '
-                     'measured. Make the model one Sequential')
+    raise ValueError('some ParamRamps are inside of modules that are layers of the model: only those that are layers '
+                     'themselves can be measured. Make these modules Sequentials')
   straight = nnx.clone(model)
   for ramp in ramps(straight):
     ramp.bent[...] = jnp.zeros((), bool)
@@ -157,10 +157,13 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
   @jax.jit
   def sums(state, x):
     outputs = []
-    for layer in nnx.merge(graphdef, state).layers:
-      x = layer(x)
+
+    def apply(layer, x):
+      y = layer(x)
       if isinstance(layer, ParamRamp):
-        outputs.append(x.sum(0))
+        outputs.append(y.sum(0))
+      return y
+    nnx.merge(graphdef, state).walk(x, apply)
     return outputs
 
   totals, count = None, 0

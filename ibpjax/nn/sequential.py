@@ -1,7 +1,7 @@
-"""A chain of layers that knows where its batch normalisation is."""
+"""A chain of layers that knows where its batch normalisation is, and sums of two chains."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flax import nnx
@@ -18,7 +18,8 @@ class Sequential(nnx.Module):
   """Layers applied one after the other to a batch.
 
   Args:
-    layers: NNX modules and plain functions of one array.
+    layers: NNX modules and plain functions of one array; Sequentials and Residuals among them are parts of the chain,
+      any other module is a layer that has no batch normalisation of ours inside.
   """
 
   def __init__(self, layers: Sequence[Callable]):
@@ -31,24 +32,35 @@ class Sequential(nnx.Module):
       x: a batch.
       stats: (mean, var) for each BatchNorm, in order; None uses the stored averages.
     """
-    given = iter(stats) if stats is not None else None
+    if stats is None:
+      return self.walk(x, lambda layer, x: layer(x))
+    given = iter(stats)
+    return self.walk(x, lambda layer, x: layer(x, next(given)) if isinstance(layer, BatchNorm) else layer(x))
+
+  def walk(self, x: Any, apply: Callable[[Callable, Any], Any]) -> Any:
+    """What `apply(layer, x)` makes of a batch, layer by layer, in the order of `flat`."""
     for layer in self.layers:
-      if isinstance(layer, BatchNorm):
-        x = layer(x) if given is None else layer(x, next(given))
-      else:
-        x = layer(x)
+      x = layer.walk(x, apply) if isinstance(layer, Sequential) else apply(layer, x)
     return x
+
+  def flat(self) -> Iterator[Callable]:
+    """All layers in the order in which they are applied, those of the chains inside of this one too."""
+    for layer in self.layers:
+      if isinstance(layer, Sequential):
+        yield from layer.flat()
+      else:
+        yield layer
 
   def with_statistics(self, x: Any) -> tuple[Any, list[Statistics]]:
     """The outputs for a clean batch normalised by its own statistics, and those statistics."""
     stats = []
-    for layer in self.layers:
-      if isinstance(layer, BatchNorm):
-        stats.append(layer.statistics(x))
-        x = layer(x, stats[-1])
-      else:
-        x = layer(x)
-    return x, stats
+
+    def apply(layer, x):
+      if not isinstance(layer, BatchNorm):
+        return layer(x)
+      stats.append(layer.statistics(x))
+      return layer(x, stats[-1])
+    return self.walk(x, apply), stats
 
   def record(self, stats: Sequence[Statistics]) -> None:
     """Moves the stored averages towards the statistics that `with_statistics` found."""
@@ -61,4 +73,26 @@ class Sequential(nnx.Module):
       norm.mean[...], norm.var[...] = mean, var
 
   def _norms(self) -> list[BatchNorm]:
-    return [layer for layer in self.layers if isinstance(layer, BatchNorm)]
+    return [layer for layer in self.flat() if isinstance(layer, BatchNorm)]
+
+
+class Residual(Sequential):
+  """The sum of what two chains of layers make of a batch.
+
+  Args:
+    layers: of the one, as of `Sequential`.
+    shortcut: of the other; none leaves the batch as it is.
+  """
+
+  def __init__(self, layers: Sequence[Callable], shortcut: Sequence[Callable] = ()):
+    super().__init__(layers)
+    self.shortcut = Sequential(shortcut)
+
+  def walk(self, x: Any, apply: Callable[[Callable, Any], Any]) -> Any:
+    """As of `Sequential`: first the layers, then the short cut."""
+    return super().walk(x, apply) + self.shortcut.walk(x, apply)
+
+  def flat(self) -> Iterator[Callable]:
+    """As of `Sequential`: first the layers, then the short cut."""
+    yield from super().flat()
+    yield from self.shortcut.flat()

@@ -53,7 +53,7 @@ def neuron_states(model: Any, xs: Any, eps: Any, clip: tuple[float, float] = (0.
     if not isinstance(layer, ParamRamp):
       return jnp.inf
     return jnp.where(layer.bent[...], jnp.maximum(layer.r[...], LEAST_HEIGHT), jnp.inf)
-  heights = [height(layer) for layer in model.layers if isinstance(layer, LeakyReLU | ParamRamp) or
+  heights = [height(layer) for layer in model.flat() if isinstance(layer, LeakyReLU | ParamRamp) or
              layer in (jax.nn.relu, nnx.relu)]
 
   def one(model, box):
