@@ -61,10 +61,14 @@ flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'sab
                                   'pgd', 'trades', 'natural'],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
 flags.DEFINE_float('alpha', .5, 'Weight of the interval bounds in mtl-ibp, cc-ibp and exp-ibp, beside attacks.', 0., 1.)
-flags.DEFINE_float('attack_scale', 1., 'Radius of these attacks, in eps.', 0.)
+flags.DEFINE_float('attack_scale', 1., 'Radius of the attacks of pgd, sabr, mtl-ibp, cc-ibp and exp-ibp, in eps.', 0.)
 flags.DEFINE_float('box_share', .4, 'Width of the boxes of sabr, as a share of that of the ball.', 0., 1.)
-flags.DEFINE_float('pgd_step', None, 'Length of a step of the attacks of sabr, mtl-ibp, cc-ibp and exp-ibp, in radii; '
-                   'default 2.5 / steps, at least 0.1.', 0.)
+flags.DEFINE_float('pgd_step', None, 'Length of a step of these attacks, in radii; default 2.5 / steps, at least 0.1.',
+                   0.)
+flags.DEFINE_enum('statistics', 'clean', ['clean', 'attacked'], 'Whose batch statistics normalise a step: of the '
+                  'batch, or of what these attacks make of it, with the stored averages.')
+flags.DEFINE_bool('population_statistics', False, 'After each epoch measure the stored batch statistics anew, over the '
+                  'whole training split without augmentation.')
 flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
                    'interval bounds once eps has its value; linear in eps, from 1 before the ramp.', 0., 1.)
 flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training.', 1)
@@ -78,7 +82,8 @@ flags.DEFINE_enum('schedule', 'smoothed', ['linear', 'smoothed'], 'Shape of the 
 flags.DEFINE_float('kappa_start', 1., 'Weight of the natural loss before the ramp.', 0., 1.)
 flags.DEFINE_float('kappa_end', 0., 'Weight of the natural loss after the ramp; linear in eps between.', 0., 1.)
 flags.DEFINE_integer('batch_size', 32, 'Examples a step.', 1)
-flags.DEFINE_integer('accumulate', 1, 'Steps whose gradients are averaged into one update.', 1)
+flags.DEFINE_integer('accumulate', 1, 'Parts of a batch that bounds are computed for one after the other, to save '
+                     'memory; batch statistics and steps are those of the whole batch.', 1)
 flags.DEFINE_float('learning_rate', 2e-3, 'Of Adam.', 0.)
 define_integers('milestones', None, 'Epochs after which the learning rate is multiplied by --decay; by default one, at '
                 '4/5 of --epochs.', least=1, distinct=True)
@@ -93,6 +98,7 @@ flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 sav
 flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
+_ATTACKED = ('pgd', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp')
 _EXPRESSIVE = {'mtl-ibp': training.mtl_objective, 'cc-ibp': training.cc_objective, 'exp-ibp': training.exp_objective}
 
 
@@ -117,8 +123,12 @@ def check_flags() -> None:
   if FLAGS.regularizer_weight and FLAGS.loss not in ('ibp', 'sabr', *_EXPRESSIVE):
     raise app.UsageError(f'--regularizer_weight is an option of --loss=ibp, sabr, {", ".join(_EXPRESSIVE)}, not of '
                          f'{FLAGS.loss}')
-  if FLAGS.pgd_step is not None and FLAGS.loss not in ('sabr', *_EXPRESSIVE):
-    raise app.UsageError(f'--pgd_step is an option of --loss=sabr, {", ".join(_EXPRESSIVE)}, not of {FLAGS.loss}')
+  if FLAGS.pgd_step is not None and FLAGS.loss not in _ATTACKED:
+    raise app.UsageError(f'--pgd_step is an option of --loss={", ".join(_ATTACKED)}, not of {FLAGS.loss}')
+  if FLAGS.statistics == 'attacked' and FLAGS.loss not in _ATTACKED:
+    raise app.UsageError(f'--statistics=attacked is an option of --loss={", ".join(_ATTACKED)}, not of {FLAGS.loss}')
+  if FLAGS.batch_size % FLAGS.accumulate:
+    raise app.UsageError(f'--accumulate={FLAGS.accumulate} does not divide --batch_size={FLAGS.batch_size}')
   if not FLAGS.seeds:
     raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
@@ -129,7 +139,6 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
   """What `train_step` takes beside the model and the optimizer; `std` is what the model divides pixels by."""
   ramp = dict(start=FLAGS.warmup_epochs * per_epoch, length=FLAGS.ramp_epochs * per_epoch)
   eps = getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp)
-  pgd = functools.partial(training.pgd_objective, steps=FLAGS.pgd_steps)
   trades = functools.partial(training.trades_objective, steps=FLAGS.pgd_steps, weight=FLAGS.trades_weight)
 
   def falling(end):
@@ -140,16 +149,17 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
       training.warm_up_regularizer, std=np.reshape(std, (1, 1, 1, -1)).astype(np.float32),
       weight=lambda radius: FLAGS.regularizer_weight * share(radius))
   options: dict[str, Any] = dict(regularizer=regularizer if FLAGS.regularizer_weight else None)
-  attack = dict(steps=FLAGS.pgd_steps, step=FLAGS.pgd_step, **options)
-  expressive = {name: functools.partial(f, alpha=FLAGS.alpha, scale=FLAGS.attack_scale, **attack)
-                for name, f in _EXPRESSIVE.items()}
+  expressive = {name: functools.partial(f, alpha=FLAGS.alpha, **options) for name, f in _EXPRESSIVE.items()}
   objective = {
-      'ibp': functools.partial(training.ibp_objective, **options), 'pgd': pgd, 'trades': trades, 'natural': None,
+      'ibp': functools.partial(training.ibp_objective, **options), 'natural': None, 'trades': trades,
+      'pgd': training.adversarial_objective,
       'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
       'fused': functools.partial(training.fused_objective, beta=beta), **expressive,
-      'sabr': functools.partial(training.sabr_objective, share=FLAGS.box_share, **attack)}[FLAGS.loss]
+      'sabr': functools.partial(training.sabr_objective, share=FLAGS.box_share, **options)}[FLAGS.loss]
+  attack = functools.partial(training.attacked, steps=FLAGS.pgd_steps, step=FLAGS.pgd_step, scale=FLAGS.attack_scale)
   kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
-  return dict(eps=eps, kappa=kappa, objective=objective, l1=FLAGS.l1, eta=slopes(per_epoch),
+  return dict(eps=eps, kappa=kappa, objective=objective, attack=attack if FLAGS.loss in _ATTACKED else None,
+              statistics=FLAGS.statistics, accumulate=FLAGS.accumulate, l1=FLAGS.l1, eta=slopes(per_epoch),
               height_noise=FLAGS.height_noise)
 
 
@@ -162,13 +172,11 @@ def slopes(per_epoch: int) -> training.schedules.Schedule | None:
 
 
 def optimizer_for(per_epoch: int) -> optax.GradientTransformation:
-  """Adam with a decaying rate, clipping before it, accumulation around it."""
-  updates = per_epoch // FLAGS.accumulate
-  decays = {epoch * updates: FLAGS.decay for epoch in FLAGS.milestones}
+  """Adam with a decaying rate, clipping before it."""
+  decays = {epoch * per_epoch: FLAGS.decay for epoch in FLAGS.milestones}
   rate = optax.piecewise_constant_schedule(FLAGS.learning_rate, decays)
   clip = [optax.clip_by_global_norm(FLAGS.gradient_clip)] if FLAGS.gradient_clip else []
-  chain = optax.chain(*clip, optax.adam(rate))
-  return optax.MultiSteps(chain, FLAGS.accumulate) if FLAGS.accumulate > 1 else chain
+  return optax.chain(*clip, optax.adam(rate))
 
 
 def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
@@ -235,9 +243,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     facts = dataclasses.replace(facts, pad=FLAGS.pad, edge=False)
   feed = (pipeline.Resident(data.train, FLAGS.batch_size, seed) if isinstance(data.train, datasets.Split) else
           pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers))
-  per_epoch = len(feed) // FLAGS.accumulate * FLAGS.accumulate
-  if not per_epoch:
-    raise ValueError(f'--accumulate={FLAGS.accumulate} is more than the {len(feed)} batches of an epoch')
+  per_epoch = len(feed)
   total = FLAGS.epochs * per_epoch
   optimizer, options = optimizer_for(per_epoch), objective_and_schedules(per_epoch, facts.std)
   known = FLAGS.get_key_flags_for_module(__name__)
@@ -297,10 +303,14 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         now['sums'] = zeros()
         if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
           now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
+        def measured(params):
+          clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
+          return training.measured_batch_stats(graphdef, params, now['state'].batch_stats, clean)
+        if FLAGS.population_statistics:
+          now['state'] = dataclasses.replace(now['state'], batch_stats=measured(now['state'].params))
         params, batch_stats = now['state'].params, now['state'].batch_stats
         if number == total and averaged:
-          clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
-          params, batch_stats = now['mean'], training.measured_batch_stats(graphdef, now['mean'], batch_stats, clean)
+          params, batch_stats = now['mean'], measured(now['mean'])
         if epoch % FLAGS.evaluate_every == 0 or number == total:
           means |= evaluate(params, batch_stats)
         log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))

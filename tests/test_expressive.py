@@ -19,8 +19,8 @@ def small(batch_norm=False):
   return classifier(6, 3, batch_norm)
 
 
-def outcome(objective, eps=.1, model=None):
-  """(loss, metrics, gradient) of an objective."""
+def outcome(objective, eps=.1, model=None, **attack):
+  """(loss, metrics, gradient) of an objective; of one of attacks, at the points of one with the options given."""
   graphdef, state = nnx.split(small() if model is None else model)
 
   @jax.jit
@@ -28,8 +28,9 @@ def outcome(objective, eps=.1, model=None):
     def loss(state):
       model = nnx.merge(graphdef, state)
       logits, stats = model.with_statistics(IMAGES)
-      return objective(lambda params, x: params[0](x[None], params[1])[0], (model, stats), logits, IMAGES, LABELS, eps,
-                       KEY)
+      f = lambda params, x: params[0](x[None], params[1])[0]
+      points = dict(points=training.attacked(f, (model, stats), IMAGES, LABELS, eps, KEY, **attack)) if attack else {}
+      return objective(f, (model, stats), logits, IMAGES, LABELS, eps, KEY, **points)
     return jax.value_and_grad(loss, has_aux=True)(state)
   (value, metrics), gradient = run(state)
   return float(value), {k: float(v) for k, v in metrics.items()}, gradient
@@ -55,13 +56,13 @@ def test_small_boxes_lie_inside(share):
 @pytest.mark.parametrize('name', MIXED)
 def test_ends_are_adversarial_training_and_interval_bounds(name):
   attack = dict(steps=3, step=.5)
-  bound, seen, slope = outcome(functools.partial(MIXED[name], alpha=1., **attack))
+  bound, seen, slope = outcome(functools.partial(MIXED[name], alpha=1.), **attack)
   want, own, gradient = outcome(training.ibp_objective)
   assert bound == pytest.approx(want, rel=1e-5)
   assert seen['verified_error'] == own['verified_error']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), slope, gradient)
-  reached, seen, slope = outcome(functools.partial(MIXED[name], alpha=0., **attack))
-  want, own, gradient = outcome(functools.partial(training.pgd_objective, steps=3, step_size=.05))
+  reached, seen, slope = outcome(functools.partial(MIXED[name], alpha=0.), **attack)
+  want, own, gradient = outcome(training.adversarial_objective, **attack)
   assert reached == pytest.approx(want, rel=1e-5)
   assert seen['attacked_error'] == own['attacked_error']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), slope, gradient)
@@ -69,23 +70,23 @@ def test_ends_are_adversarial_training_and_interval_bounds(name):
 
 def test_losses_are_ordered():
   """Exp-IBP is a geometric mean and MTL-IBP the arithmetic one; CC-IBP, a convex loss of a mean, lies below that."""
-  loss = {name: outcome(functools.partial(f, alpha=.4))[0] for name, f in MIXED.items()}
-  attacked = outcome(functools.partial(training.mtl_objective, alpha=0.))[0]
+  loss = {name: outcome(functools.partial(f, alpha=.4), steps=1, step=10.)[0] for name, f in MIXED.items()}
+  attacked = outcome(training.adversarial_objective, steps=1, step=10.)[0]
   bound = outcome(training.ibp_objective)[0]
   assert attacked < loss['exp'] < loss['mtl'] < bound
   assert attacked < loss['cc'] < loss['mtl']
 
 
 def test_sabr_lies_between_attacks_and_interval_bounds():
-  shares = [outcome(functools.partial(training.sabr_objective, share=s, steps=8))[0] for s in (0., .3, .6, 1.)]
+  shares = [outcome(functools.partial(training.sabr_objective, share=s), steps=8)[0] for s in (0., .3, .6, 1.)]
   assert shares == sorted(shares)
   assert shares[-1] == pytest.approx(outcome(training.ibp_objective)[0], rel=1e-5)
-  assert shares[0] == pytest.approx(outcome(functools.partial(training.pgd_objective, steps=8))[0], rel=1e-5)
+  assert shares[0] == pytest.approx(outcome(training.adversarial_objective, steps=8)[0], rel=1e-5)
   assert shares[0] < .95 * shares[-1]
 
 
 def test_attacks_may_go_further_than_the_box():
-  near, far = (outcome(functools.partial(training.mtl_objective, alpha=0., scale=s))[0] for s in (1., 2.))
+  near, far = (outcome(functools.partial(training.mtl_objective, alpha=0.), steps=2, scale=s)[0] for s in (1., 2.))
   assert far > near
 
 
@@ -95,7 +96,7 @@ def test_with_regularizers_and_batch_norm(name, eps):
   objective = functools.partial(training.sabr_objective, share=.5) if name == 'sabr' else functools.partial(
       MIXED[name], alpha=.5)
   regularizer = functools.partial(training.warm_up_regularizer, weight=lambda eps: .5)
-  loss, metrics, gradient = outcome(functools.partial(objective, regularizer=regularizer), eps, small(True))
+  loss, metrics, gradient = outcome(functools.partial(objective, regularizer=regularizer), eps, small(True), steps=2)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
   assert metrics['penalty'] > 0
   if not eps:
@@ -105,11 +106,11 @@ def test_with_regularizers_and_batch_norm(name, eps):
 
 def test_losses_of_nothing_have_gradients():
   """Where a network is certain, Exp-IBP has powers of 0."""
-  def objective(model_f, params, logits, images, labels, eps, key):
+  def objective(model_f, params, logits, images, labels, eps, key, points):
     def certain(params, x):
       return 1e6 * jnp.eye(3)[0] + 0 * model_f(params, x)
-    return training.exp_objective(certain, params, logits, images, labels * 0, eps, key, alpha=.5)
-  _, metrics, gradient = outcome(objective, 0.)
+    return training.exp_objective(certain, params, logits, images, labels * 0, eps, key, points=points, alpha=.5)
+  _, metrics, gradient = outcome(objective, 0., steps=1)
   assert metrics['verified_error'] == 0
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
@@ -121,7 +122,7 @@ def test_training_lowers_the_loss(objective):
   optimizer = optax.adam(1e-2)
   graphdef, state = training.TrainState.create(small(), optimizer)
   step = jax.jit(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=lambda s: .03,
-                                   kappa=lambda s: 0., objective=objective))
+                                   kappa=lambda s: 0., objective=objective, attack=training.attacked))
   history = []
   for i in range(30):
     state, metrics = step(state, (IMAGES, LABELS), jax.random.key(i))

@@ -172,7 +172,7 @@ def test_laws_hold_for_random_programs(steps, radius, seed):
     np.testing.assert_allclose(bound.upper, value, rtol=1e-9, atol=1e-9)
 
 
-@hypothesis.settings(max_examples=max(hypothesis.settings.default.max_examples // 10, 1))
+@hypothesis.settings(max_examples=max(hypothesis.settings.default.max_examples // 4, 1))
 @given(st.lists(STEP, min_size=1, max_size=6), st.sampled_from([1e-3, .1, .6]), st.integers(0, 1000))
 def test_linear_bounds_hold_for_random_programs(steps, radius, seed):
   f, x = program(steps), jnp.asarray(np.random.default_rng(seed).normal(size=SIZE))

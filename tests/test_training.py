@@ -188,10 +188,11 @@ def classifier():
 @pytest.mark.usefixtures('promotion')
 @pytest.mark.parametrize('make', [
     classifier, lambda: nn.cnn7(width=2, input_shape=(8, 8, 1), classes=4, rngs=nnx.Rngs(0))])
-@pytest.mark.parametrize('objective', [training.pgd_objective, training.trades_objective])
-def test_adversarial_training_lowers_its_loss(make, objective):
-  step, state = step_of(make(), optax.adam(1e-2), eps=lambda s: .05, kappa=lambda s: 0.,
-                        objective=functools.partial(objective, steps=3))
+@pytest.mark.parametrize('options', [
+    dict(objective=training.adversarial_objective, attack=functools.partial(training.attacked, steps=3)),
+    dict(objective=functools.partial(training.trades_objective, steps=3))])
+def test_adversarial_training_lowers_its_loss(make, options):
+  step, state = step_of(make(), optax.adam(1e-2), eps=lambda s: .05, kappa=lambda s: 0., **options)
   history = []
   for i in range(30):
     state, metrics = step(state, (IMAGES, LABELS), jax.random.fold_in(KEY, i))
@@ -201,20 +202,28 @@ def test_adversarial_training_lowers_its_loss(make, objective):
   assert all(0 <= m['attacked_error'] <= 1 for m in history)
 
 
+def normalised():
+  return nn.Sequential([nnx.Conv(1, 3, (3, 3), rngs=nnx.Rngs(0)), nn.BatchNorm(3), jax.nn.relu, nn.flatten,
+                        nnx.Linear(192, 4, rngs=nnx.Rngs(1))])
+
+
+ATTACKED = dict(objective=training.adversarial_objective, attack=functools.partial(training.attacked, steps=5))
+
+
 def test_objectives_at_radius_zero_are_the_natural_loss():
-  for objective in (training.ibp_objective, training.pgd_objective, training.trades_objective):
-    step, state = step_of(classifier(), eps=lambda s: 0., kappa=lambda s: .5, objective=objective)
+  for options in (dict(objective=training.ibp_objective), ATTACKED, dict(objective=training.trades_objective)):
+    step, state = step_of(classifier(), eps=lambda s: 0., kappa=lambda s: .5, **options)
     metrics = step(state, (IMAGES, LABELS), KEY)[1]
     assert float(metrics['robust']) == pytest.approx(float(metrics['natural']), rel=1e-5)
 
 
 def test_the_losses_are_ordered_natural_attacked_bounded():
-  values = {}
-  for objective in (training.ibp_objective, training.pgd_objective):
-    step, state = step_of(classifier(), eps=lambda s: .1, kappa=lambda s: 0., objective=objective)
-    values[objective] = step(state, (IMAGES, LABELS), KEY)[1]
-  bounded, attacked = (float(m['robust']) for m in values.values())
-  natural = float(values[training.pgd_objective]['natural'])
+  values = []
+  for options in (dict(objective=training.ibp_objective), ATTACKED):
+    step, state = step_of(classifier(), eps=lambda s: .1, kappa=lambda s: 0., **options)
+    values.append(step(state, (IMAGES, LABELS), KEY)[1])
+  bounded, attacked = (float(m['robust']) for m in values)
+  natural = float(values[1]['natural'])
   assert natural + .01 < attacked < bounded
   p, q = jnp.array([[1., 2., -1.]]), jnp.array([[0., 1., 3.]])
   by_hand = (jax.nn.softmax(p) * (jnp.log(jax.nn.softmax(p)) - jnp.log(jax.nn.softmax(q)))).sum()
@@ -236,15 +245,40 @@ def test_l1_counts_kernels_only():
 
 
 @pytest.mark.usefixtures('promotion')
-def test_accumulated_steps_are_one_step_on_their_batch():
-  whole, state = step_of(classifier(), optax.sgd(.1))
-  part, parts = step_of(classifier(), optax.MultiSteps(optax.sgd(.1), 2))
-  after = whole(state, (IMAGES, LABELS), KEY)[0]
-  for half in (slice(None, 8), slice(8, None)):
-    parts = part(parts, (IMAGES[half], LABELS[half]), KEY)[0]
-  for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(parts.params)):
+@pytest.mark.parametrize('options', [dict(), ATTACKED | dict(statistics='attacked')])
+def test_accumulated_steps_are_those_of_the_whole_batch(options):
+  """With batch normalisation too: statistics, and the gradients through them, are those of the whole batch."""
+  (one, state), (four, _) = (step_of(normalised(), optax.sgd(.1), accumulate=parts, **options) for parts in (1, 4))
+  (after, seen), (same, metrics) = (step(state, (IMAGES, LABELS), KEY) for step in (one, four))
+  for a, b in zip(jax.tree.leaves((after, seen)), jax.tree.leaves((same, metrics)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match='it must divide them'):
+    step_of(normalised(), accumulate=3)[0](state, (IMAGES, LABELS), KEY)
+
+
+def test_statistics_of_the_attacked_batch():
+  """The attack runs on the stored averages; what it finds sets the statistics of all passes, and is recorded."""
+  model, eps = normalised(), .2
+  seen = []
+
+  def attack(f, params, images, labels, radius, key):
+    seen.append(params[1])
+    return jnp.clip(images + radius, 0, 1)
+  points = jnp.clip(IMAGES + eps, 0, 1)
+  step, state = step_of(model, objective=training.adversarial_objective, attack=attack, statistics='attacked',
+                        eps=lambda s: eps, kappa=lambda s: 0.)
+  after, metrics = step(state, (IMAGES, LABELS), KEY)
+  assert seen == [None]
+  logits, stats = model.with_statistics(points)
+  assert float(metrics['robust']) == pytest.approx(float(training.natural_loss(logits, LABELS)), rel=1e-5)
+  assert float(metrics['natural']) == pytest.approx(
+      float(training.natural_loss(model(IMAGES, stats), LABELS)), rel=1e-5)
+  model.record(stats)
+  for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(training.split(model)[1][1]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-  assert int(parts.step) == 2
+  for wrong in (dict(statistics='attacked'), dict(statistics='both', attack=attack)):
+    with pytest.raises(ValueError, match='statistics is'):
+      step_of(model, **wrong)[0](state, (IMAGES, LABELS), KEY)
 
 
 def test_gradients_are_clipped():

@@ -2,17 +2,17 @@
 
 Checkpoints are in `ibpjax.training.checkpoints`, which imports orbax.
 """
-from ibpjax.training.attacks import pgd
+from ibpjax.training.attacks import attacked, pgd
 from ibpjax.training.averaging import measured_batch_stats, running_mean
 from ibpjax.training.compiling import compiler_options
 from ibpjax.training.expressive import cc_objective, exp_objective, mtl_objective, sabr_objective, small_box
 from ibpjax.training.losses import kl_divergence, l1_norm, natural_loss, robust_loss
 from ibpjax.training.objectives import (
+    adversarial_objective,
     crown_objective,
     fused_objective,
     ibp_objective,
     margin_bounds,
-    pgd_objective,
     trades_objective,
 )
 from ibpjax.training.regularizers import warm_up_regularizer
@@ -20,8 +20,9 @@ from ibpjax.training.schedules import linear, smoothed, tied
 from ibpjax.training.step import TrainState, refuse_stock_batch_norm, split, train_step
 
 __all__ = [
-    'TrainState', 'cc_objective', 'compiler_options', 'crown_objective', 'exp_objective', 'fused_objective',
-    'ibp_objective', 'kl_divergence', 'l1_norm', 'linear', 'margin_bounds', 'measured_batch_stats', 'mtl_objective',
-    'natural_loss', 'pgd', 'pgd_objective', 'refuse_stock_batch_norm', 'robust_loss', 'running_mean', 'sabr_objective',
-    'small_box', 'smoothed', 'split', 'tied', 'trades_objective', 'train_step', 'warm_up_regularizer',
+    'TrainState', 'adversarial_objective', 'attacked', 'cc_objective', 'compiler_options', 'crown_objective',
+    'exp_objective', 'fused_objective', 'ibp_objective', 'kl_divergence', 'l1_norm', 'linear', 'margin_bounds',
+    'measured_batch_stats', 'mtl_objective', 'natural_loss', 'pgd', 'refuse_stock_batch_norm', 'robust_loss',
+    'running_mean', 'sabr_objective', 'small_box', 'smoothed', 'split', 'tied', 'trades_objective', 'train_step',
+    'warm_up_regularizer',
 ]

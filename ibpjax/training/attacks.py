@@ -7,9 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ibpjax.interval import Interval, linf_ball
 from ibpjax.margins import check_labels, margins
+
+# (f, params, images, labels, eps, key) -> points, constants for gradients; f and params as of an objective
+Attack = Callable[..., Any]
 
 
 def usual_step(eps: Any, steps: int) -> Any:
@@ -48,12 +52,30 @@ def pgd(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, s
       return _step(f, params, x, best, label, lower, upper, step_size), None
 
     def restart(best, key):
-      (x, best), _ = jax.lax.scan(step, (_start(lower, upper, key), best), length=steps)
+      (x, best), _ = lax.scan(step, (_start(lower, upper, key), best), length=steps)
       return _counted(f, params, x, best, label), None
     best = _counted(f, params, x, (x, jnp.asarray(jnp.inf, x.dtype)), label)
-    return jax.lax.scan(restart, best, jax.random.split(key, restarts))[0]
+    return lax.scan(restart, best, jax.random.split(key, restarts))[0]
 
   return jax.vmap(attack)(xs, labels, box.lower, box.upper, jax.random.split(key, len(xs)))
+
+
+def attacked(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, key: Any, *, steps: int = 7,
+             step: float | None = None, scale: float = 1., clip: tuple[Any, Any] = (0., 1.)) -> Any:
+  """The points that `pgd` finds, to train on: an `Attack`, its options set by `functools.partial`.
+
+  Args:
+    f, params, xs, labels, eps, key, steps, clip: as in `pgd`.
+    step: length of a step in radii of the attack; default 2.5 / steps, at least 0.1.
+    scale: its radius in eps.
+
+  Returns:
+    (batch, ...) points, constants for gradients.
+  """
+  radius = scale * eps
+  step_size = None if step is None else step * radius
+  return lax.stop_gradient(pgd(f, lax.stop_gradient(params), xs, labels, radius, key, steps=steps, step_size=step_size,
+                               clip=clip)[0])
 
 
 def pgd_by_steps(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, keys: Any, *, steps: int = 40,

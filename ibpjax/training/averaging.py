@@ -1,6 +1,7 @@
 """Averages of weights over training, and batch-norm statistics measured anew for them."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,14 +37,9 @@ def measured_batch_stats(graphdef: Any, params: Any, batch_stats: Any, batches: 
   if not jax.tree.leaves(batch_stats):
     return batch_stats
 
-  @jax.jit
-  def sums(params, images):
-    _, stats = nnx.merge(graphdef, params, batch_stats).with_statistics(images)
-    return [(mean, var, jnp.square(mean)) for mean, var in stats]
-
   total, count = None, 0
   for images in batches:
-    new = sums(params, images)
+    new = _sums(graphdef, params, batch_stats, images)
     total = new if total is None else jax.tree.map(jnp.add, total, new)
     count += 1
   if total is None:
@@ -51,3 +47,9 @@ def measured_batch_stats(graphdef: Any, params: Any, batch_stats: Any, batches: 
   model = nnx.merge(graphdef, params, batch_stats)
   model.replace([(m / count, v / count + s / count - jnp.square(m / count)) for m, v, s in total])
   return split(model)[1][1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(graphdef: Any, params: Any, batch_stats: Any, images: Any) -> list[tuple[Any, Any, Any]]:
+  _, stats = nnx.merge(graphdef, params, batch_stats).with_statistics(images)
+  return [(mean, var, jnp.square(mean)) for mean, var in stats]

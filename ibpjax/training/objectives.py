@@ -2,8 +2,9 @@
 
 An objective is `(f, params, logits, images, labels, eps, key) -> (loss, metrics)` with
 `f(params, x)` the logits of one example, `logits` those of the clean batch, eps in the units of
-the images, and a scalar loss in nats. A metric `penalty` is added to the loss of a step, whatever
-weight the natural loss has. `functools.partial` sets options.
+the images, and a scalar loss in nats; those of attacks also take `points`, what an attack has found
+for the images. A metric `penalty` is added to the loss of a step, whatever weight the natural loss
+has. `functools.partial` sets options.
 """
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from ibpjax.interval import Intermediates, Interval, linf_ball
 from ibpjax.lines import Lines, chord
 from ibpjax.margins import margins
 from ibpjax.pinned import pin
-from ibpjax.training.attacks import pgd, usual_step
+from ibpjax.training.attacks import usual_step
 from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 from ibpjax.training.regularizers import LEAST_RADIUS, Regularizer
 
@@ -162,18 +163,15 @@ def _mixed(one: Callable, linear: Callable[[Any, Interval, Any, Interval, Interm
   return lax.cond((weight > 1e-5) & (eps > 0), mixture, lambda: by_ibp), weight
 
 
-def pgd_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
-                  steps: int = 7, step_size: Any = None,
-                  clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
-  """The cross-entropy at the worst points that PGD finds: adversarial training (Madry et al. 2018).
+def adversarial_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
+                          points: Any) -> tuple[Any, dict[str, Any]]:
+  """The cross-entropy at the points of an attack: adversarial training (Madry et al. 2018).
 
   Metrics: attacked_error, the fraction misclassified there.
   """
-  del logits
-  points, worst = pgd(f, lax.stop_gradient(params), images, labels, eps, key, steps=steps, step_size=step_size,
-                      clip=clip)
-  attacked = jax.vmap(f, (None, 0))(params, lax.stop_gradient(points))
-  return natural_loss(attacked, labels), dict(attacked_error=jnp.mean(~(worst > 0)))
+  del logits, images, eps, key
+  attacked = jax.vmap(margins_of(f), (None, 0, 0))(params, points, labels)
+  return robust_loss(attacked), dict(attacked_error=unverified(attacked))
 
 
 def trades_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import lax
 
 from ibpjax.interval import pytree
 from ibpjax.nn.param_ramp import jittered, project, set_slope
 from ibpjax.nn.sequential import Sequential
+from ibpjax.training.attacks import Attack
 from ibpjax.training.losses import l1_norm, natural_loss
 from ibpjax.training.objectives import Objective, ibp_objective
 
@@ -49,22 +51,26 @@ def refuse_stock_batch_norm(model: nnx.Module) -> None:
 
 def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef: Any,
                optimizer: optax.GradientTransformation, eps: Callable, kappa: Callable,
-               objective: Objective | None = ibp_objective, l1: float = 0.,
-               eta: Callable | None = None, height_noise: float = 0.) -> tuple[TrainState, dict[str, Any]]:
+               objective: Objective | None = ibp_objective, attack: Attack | None = None, statistics: str = 'clean',
+               accumulate: int = 1, l1: float = 0., eta: Callable | None = None,
+               height_noise: float = 0.) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step on kappa * natural loss + (1 - kappa) * objective + penalty + l1 * sum of |weights|.
-
-  Batch-norm statistics come from the clean batch; bounds and attacks share them, with gradients.
 
   Args:
     state: parameters, batch_stats, optimizer state, step.
     batch: (images, labels): (batch, ...) floats in the units of eps, and (batch,) integers.
     key: PRNG key of this step (of the attacks).
     graphdef: of an `ibpjax.nn.Sequential`.
-    optimizer: optax transformation; clipping (`optax.clip_by_global_norm`) and accumulation
-      (`optax.MultiSteps`) are parts of it. Every call of this function is a step of the schedules.
+    optimizer: optax transformation; clipping (`optax.clip_by_global_norm`) is part of it.
     eps, kappa: schedules, step -> value. Where kappa is the number 0 and no array, the natural loss is a metric
       and its gradient is not computed.
     objective: of `ibpjax.training.objectives`; None trains on the natural loss alone.
+    attack: what finds the points that an objective of attacks is given (see `ibpjax.training.attacked`).
+    statistics: the batch that batch-norm statistics are those of, in all passes and with gradients: 'clean', or
+      'attacked', the points of the attack, which then itself runs on the stored averages.
+    accumulate: equal parts of the batch that the objective is computed for one after the other, to save memory. The
+      statistics are those of the whole batch, and so is the step; only regularizers and Exp-IBP, which are no means
+      over examples, become means over the parts.
     l1: weight of the L1 norm of the kernels.
     eta: schedule of the slope of all LeakyReLUs and ParamRamps; None leaves it as it is.
     height_noise: added to the heights of ParamRamps after the step (see `ibpjax.nn.jittered`).
@@ -77,6 +83,8 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
   images, labels = batch
+  if statistics not in ('clean', 'attacked') or (statistics == 'attacked' and attack is None):
+    raise ValueError(f"statistics is {statistics!r}; it is 'clean', or with an attack 'attacked'")
   batch_stats = state.batch_stats if eta is None else _with_slope(graphdef, state, eta(state.step))
   radius, weight = jnp.asarray(eps(state.step)), kappa(state.step)
 
@@ -85,12 +93,22 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     return model(x[None], stats)[0]
 
   def loss(params):
-    model = nnx.merge(graphdef, params, batch_stats)
-    logits, stats = model.with_statistics(images)
+    model, points = nnx.merge(graphdef, params, batch_stats), dict[str, Any]()
+    logits: Any = None
+    stats: Any = None
+    if statistics == 'clean':
+      logits, stats = model.with_statistics(images)
+    if attack is not None:
+      points = dict(points=attack(one, (model, stats), images, labels, radius, key))
+    if stats is None:
+      _, stats = model.with_statistics(points['points'])
+      logits = model(images, stats)
     natural = total = natural_loss(logits, labels)
     metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels))
     if objective is not None:
-      robust, more = objective(one, (model, stats), logits, images, labels, radius, key)
+      def part(logits, images, labels, key, points):
+        return objective(one, (model, stats), logits, images, labels, radius, key, **points)
+      robust, more = _accumulated(part, accumulate, logits, images, labels, key, points)
       metrics |= dict(robust=robust, eps=radius, kappa=jnp.asarray(weight), **more)
       absent = isinstance(weight, int | float) and weight == 0
       total = robust if absent else weight * natural + (1 - weight) * robust
@@ -107,6 +125,18 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   project(model)
   _, (params, batch_stats) = split(model)
   return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
+
+
+def _accumulated(f: Callable, parts: int, logits: Any, images: Any, labels: Any, key: Any, points: Any) -> Any:
+  """The mean of what f returns for so many equal parts of a batch, one after the other."""
+  if parts == 1:
+    return f(logits, images, labels, key, points)
+  if len(images) % parts:
+    raise ValueError(f'accumulate is {parts}, and a batch has {len(images)} examples: it must divide them')
+  cut = lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:])
+  logits, images, labels, points = jax.tree.map(cut, (logits, images, labels, points))
+  found = lax.map(jax.checkpoint(lambda part: f(*part)), (logits, images, labels, jax.random.split(key, parts), points))
+  return jax.tree.map(lambda x: x.mean(0), found)
 
 
 def _with_slope(graphdef: Any, state: TrainState, eta: Any) -> Any:
