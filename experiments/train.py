@@ -58,11 +58,18 @@ flags.DEFINE_enum('initialization', 'fan_in', ['fan_in', 'ibp'], 'Of the kernels
 flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 at eps 0, with '
                    '--loss=ibp, sabr, mtl-ibp, cc-ibp, exp-ibp; it falls to 0 as eps grows.', 0.)
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp',
-                                  'pgd', 'trades', 'natural'],
+                                  'ibp-r', 'taps', 'staps', 'pgd', 'trades', 'natural'],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
 flags.DEFINE_float('alpha', .5, 'Weight of the interval bounds in mtl-ibp, cc-ibp and exp-ibp, beside attacks.', 0., 1.)
-flags.DEFINE_float('attack_scale', 1., 'Radius of the attacks of pgd, sabr, mtl-ibp, cc-ibp and exp-ibp, in eps.', 0.)
-flags.DEFINE_float('box_share', .4, 'Width of the boxes of sabr, as a share of that of the ball.', 0., 1.)
+flags.DEFINE_float('attack_scale', 1., 'Radius of the attacks of pgd, sabr, staps, ibp-r, mtl-ibp, cc-ibp and exp-ibp,'
+                   ' in eps.', 0.)
+flags.DEFINE_float('box_share', .4, 'Width of the boxes of sabr and staps, as a share of that of the ball.', 0., 1.)
+flags.DEFINE_float('instability', .1, 'Weight of the instability of ReLUs in ibp-r.', 0.)
+flags.DEFINE_integer('cut', 4, 'Activations after which taps and staps attack boxes inside of the network.', 1)
+flags.DEFINE_float('cut_weight', 5., 'Weight of the gradient of the loss of these attacks.', 0.)
+flags.DEFINE_float('weight_noise', 0., 'Noise of the weights over which the loss is averaged, as a share of their '
+                   'standard deviation.', 0.)
+flags.DEFINE_integer('weight_samples', 2, 'Samples of that noise.', 1)
 flags.DEFINE_float('pgd_step', None, 'Length of a step of these attacks, in radii; default 2.5 / steps, at least 0.1.',
                    0.)
 flags.DEFINE_enum('statistics', 'clean', ['clean', 'attacked'], 'Whose batch statistics normalise a step: of the '
@@ -98,7 +105,7 @@ flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 sav
 flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
-_ATTACKED = ('pgd', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp')
+_ATTACKED = ('pgd', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp', 'ibp-r', 'staps')
 _EXPRESSIVE = {'mtl-ibp': training.mtl_objective, 'cc-ibp': training.cc_objective, 'exp-ibp': training.exp_objective}
 
 
@@ -150,17 +157,21 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
       weight=lambda radius: FLAGS.regularizer_weight * share(radius))
   options: dict[str, Any] = dict(regularizer=regularizer if FLAGS.regularizer_weight else None)
   expressive = {name: functools.partial(f, alpha=FLAGS.alpha, **options) for name, f in _EXPRESSIVE.items()}
+  taps = functools.partial(training.taps_objective, cut=training.halves(FLAGS.cut), weight=FLAGS.cut_weight,
+                           until=FLAGS.eps * (1 - 1e-6))
   objective = {
       'ibp': functools.partial(training.ibp_objective, **options), 'natural': None, 'trades': trades,
       'pgd': training.adversarial_objective,
       'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
       'fused': functools.partial(training.fused_objective, beta=beta), **expressive,
+      'ibp-r': functools.partial(training.ibp_r_objective, weight=FLAGS.instability), 'taps': taps,
+      'staps': functools.partial(taps, share=FLAGS.box_share),
       'sabr': functools.partial(training.sabr_objective, share=FLAGS.box_share, **options)}[FLAGS.loss]
   attack = functools.partial(training.attacked, steps=FLAGS.pgd_steps, step=FLAGS.pgd_step, scale=FLAGS.attack_scale)
   kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
   return dict(eps=eps, kappa=kappa, objective=objective, attack=attack if FLAGS.loss in _ATTACKED else None,
               statistics=FLAGS.statistics, accumulate=FLAGS.accumulate, l1=FLAGS.l1, eta=slopes(per_epoch),
-              height_noise=FLAGS.height_noise)
+              height_noise=FLAGS.height_noise, weight_noise=FLAGS.weight_noise, weight_samples=FLAGS.weight_samples)
 
 
 def slopes(per_epoch: int) -> training.schedules.Schedule | None:

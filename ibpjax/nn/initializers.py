@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
-from ibpjax.nn.batch_norm import BatchNorm
 from ibpjax.nn.pad import Pad
-from ibpjax.nn.sequential import Residual, Sequential, flatten
+from ibpjax.nn.sequential import Residual, Sequential, is_activation
 
 _KINDS = nnx.Linear | nnx.Conv
 
@@ -93,6 +92,5 @@ def _kernels(chain: Sequential, before: str) -> Generator[tuple[Any, float], Non
       yield layer, .5 if before == 'active sum' else 1.
       before = ''
     elif not isinstance(layer, Pad):
-      is_activation = not isinstance(layer, BatchNorm) and layer is not flatten
-      before = 'active sum' if before == 'sum' and is_activation else ''
+      before = 'active sum' if before == 'sum' and is_activation(layer) else ''
   return before

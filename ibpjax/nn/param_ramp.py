@@ -63,6 +63,7 @@ class LeakyReLU(nnx.Module):
   Attributes:
     eta: the slope, a scalar.
   """
+  activates = True
 
   def __init__(self, shape: Sequence[int] = (), eta: float = .01):
     del shape
@@ -90,6 +91,7 @@ class ParamRamp(nnx.Module):
 
   Source: Lyu et al. 2021, section 3 and its supplement.
   """
+  activates = True
 
   def __init__(self, shape: Sequence[int], eta: float = 0.):
     self.r = Height(jnp.ones(tuple(shape)))

@@ -14,6 +14,11 @@ def flatten(x: Any) -> Any:
   return x.reshape(x.shape[0], -1)
 
 
+def is_activation(layer: Callable) -> bool:
+  """Whether a layer is an activation: a module that says so, or a plain function other than `flatten`."""
+  return getattr(layer, 'activates', not isinstance(layer, nnx.Module) and layer is not flatten)
+
+
 class Sequential(nnx.Module):
   """Layers applied one after the other to a batch.
 
@@ -64,15 +69,16 @@ class Sequential(nnx.Module):
 
   def record(self, stats: Sequence[Statistics]) -> None:
     """Moves the stored averages towards the statistics that `with_statistics` found."""
-    for norm, new in zip(self._norms(), stats, strict=True):
+    for norm, new in zip(self.norms(), stats, strict=True):
       norm.record(new)
 
   def replace(self, stats: Sequence[Statistics]) -> None:
     """Puts statistics in the place of the stored averages."""
-    for norm, (mean, var) in zip(self._norms(), stats, strict=True):
+    for norm, (mean, var) in zip(self.norms(), stats, strict=True):
       norm.mean[...], norm.var[...] = mean, var
 
-  def _norms(self) -> list[BatchNorm]:
+  def norms(self) -> list[BatchNorm]:
+    """The BatchNorms in the order of `flat`."""
     return [layer for layer in self.flat() if isinstance(layer, BatchNorm)]
 
 

@@ -5,7 +5,15 @@ Checkpoints are in `ibpjax.training.checkpoints`, which imports orbax.
 from ibpjax.training.attacks import attacked, pgd
 from ibpjax.training.averaging import measured_batch_stats, running_mean
 from ibpjax.training.compiling import compiler_options
-from ibpjax.training.expressive import cc_objective, exp_objective, mtl_objective, sabr_objective, small_box
+from ibpjax.training.expressive import (
+    cc_objective,
+    exp_objective,
+    ibp_r_objective,
+    mtl_objective,
+    sabr_objective,
+    small_box,
+)
+from ibpjax.training.latent import halves, taps_objective
 from ibpjax.training.losses import kl_divergence, l1_norm, natural_loss, robust_loss
 from ibpjax.training.objectives import (
     adversarial_objective,
@@ -18,11 +26,12 @@ from ibpjax.training.objectives import (
 from ibpjax.training.regularizers import warm_up_regularizer
 from ibpjax.training.schedules import linear, smoothed, tied
 from ibpjax.training.step import TrainState, refuse_stock_batch_norm, split, train_step
+from ibpjax.training.unsound import UnsoundObjective
 
 __all__ = [
-    'TrainState', 'adversarial_objective', 'attacked', 'cc_objective', 'compiler_options', 'crown_objective',
-    'exp_objective', 'fused_objective', 'ibp_objective', 'kl_divergence', 'l1_norm', 'linear', 'margin_bounds',
-    'measured_batch_stats', 'mtl_objective', 'natural_loss', 'pgd', 'refuse_stock_batch_norm', 'robust_loss',
-    'running_mean', 'sabr_objective', 'small_box', 'smoothed', 'split', 'tied', 'trades_objective', 'train_step',
-    'warm_up_regularizer',
+    'TrainState', 'UnsoundObjective', 'adversarial_objective', 'attacked', 'cc_objective', 'compiler_options',
+    'crown_objective', 'exp_objective', 'fused_objective', 'halves', 'ibp_objective', 'ibp_r_objective',
+    'kl_divergence', 'l1_norm', 'linear', 'margin_bounds', 'measured_batch_stats', 'mtl_objective', 'natural_loss',
+    'pgd', 'refuse_stock_batch_norm', 'robust_loss', 'running_mean', 'sabr_objective', 'small_box', 'smoothed',
+    'split', 'taps_objective', 'tied', 'trades_objective', 'train_step', 'warm_up_regularizer',
 ]

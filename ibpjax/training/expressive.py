@@ -5,16 +5,19 @@ points being what an attack has found, constants; the loss at them has gradients
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ibpjax.ibp import ibp
 from ibpjax.interval import Interval, linf_ball
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, margins_of, radius_for, unverified
-from ibpjax.training.regularizers import Regularizer
+from ibpjax.training.regularizers import Regularizer, instability
+from ibpjax.training.unsound import unsound
 
 
 def small_box(box: Interval, points: Any, share: Any) -> Interval:
@@ -32,6 +35,7 @@ def small_box(box: Interval, points: Any, share: Any) -> Interval:
   return Interval(jnp.maximum(centre - radius, box.lower), jnp.minimum(centre + radius, box.upper))
 
 
+@functools.partial(unsound, reason='the bounds are over a small box and not over the ball')
 def sabr_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
                    points: Any, share: float, regularizer: Regularizer | None = None,
                    clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
@@ -89,6 +93,26 @@ def exp_objective(f: Callable, params: Any, logits: Any, images: Any, labels: An
   lower, attacked, metrics = _bounded_and_attacked(f, params, logits, images, labels, eps, points, **options)
   bound, reached = (jnp.log(jnp.maximum(robust_loss(m), jnp.finfo(m.dtype).tiny)) for m in (lower, attacked))
   return jnp.exp(alpha * bound + (1 - alpha) * reached), metrics
+
+
+def ibp_r_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
+                    points: Any, weight: float, clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
+  """IBP-R: the loss at the attacked points + weight / 2 * mean over examples of `instability` by interval bounds.
+
+  Args:
+    weight: lambda in the source; the attack's radius there is larger than eps (2.1 of it at 2/255).
+
+  Metrics: attacked_error; verified_error, the fraction that interval bounds do not verify; instability, the mean.
+  Source: De Palma et al. 2022 (IBP-R), section 3.
+  """
+  del logits, key
+  over = (None, 0, 0)
+  attacked = jax.vmap(margins_of(f), over)(params, points, labels)
+  bounds, inside = jax.vmap(ibp(margins_of(f), elide=True, intermediates=True), over)(
+      params, linf_ball(images, eps, *clip), labels)
+  unstable = jnp.mean(jax.vmap(lambda bounds: instability(list(bounds.values())))(inside.bounds))
+  return robust_loss(attacked) + weight / 2 * unstable, dict(
+      attacked_error=unverified(attacked), verified_error=unverified(bounds.lower), instability=unstable)
 
 
 def _bounded_and_attacked(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, points: Any,

@@ -53,6 +53,17 @@ def balance(bounds: Sequence[Interval], tau: float = .5) -> Any:
   return sum(_imbalance(b, tau) for b in bounds) / len(bounds)
 
 
+def instability(bounds: Sequence[Interval]) -> Any:
+  """The sum over neurons of relu(-lower) * relu(upper): 0 where all ReLUs are stable.
+
+  Args:
+    bounds: of what goes into each ReLU of one example.
+
+  Source: De Palma et al. 2022 (IBP-R), section 3; the area of the triangle relaxation, twice.
+  """
+  return sum(jnp.sum(jnp.maximum(-b.lower, 0) * jnp.maximum(b.upper, 0)) for b in bounds)
+
+
 def _imbalance(x: Interval, tau: float) -> Any:
   active, inactive = lax.stop_gradient(x.lower > 0), lax.stop_gradient(x.upper < 0)
   both = jnp.any(active) & jnp.any(inactive)

@@ -53,7 +53,8 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
                optimizer: optax.GradientTransformation, eps: Callable, kappa: Callable,
                objective: Objective | None = ibp_objective, attack: Attack | None = None, statistics: str = 'clean',
                accumulate: int = 1, l1: float = 0., eta: Callable | None = None,
-               height_noise: float = 0.) -> tuple[TrainState, dict[str, Any]]:
+               height_noise: float = 0., weight_noise: float = 0.,
+               weight_samples: int = 2) -> tuple[TrainState, dict[str, Any]]:
   """One optimizer step on kappa * natural loss + (1 - kappa) * objective + penalty + l1 * sum of |weights|.
 
   Args:
@@ -73,6 +74,9 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
       over examples, become means over the parts.
     l1: weight of the L1 norm of the kernels.
     eta: schedule of the slope of all LeakyReLUs and ParamRamps; None leaves it as it is.
+    weight_noise, weight_samples: the loss is the mean over so many samples of the parameters, to each array of which
+      normal noise of this share of the standard deviation of its numbers is added (Gaussian loss smoothing, Balauca et
+      al. 2025); none at 0.
     height_noise: added to the heights of ParamRamps after the step (see `ibpjax.nn.jittered`).
 
   Returns:
@@ -92,7 +96,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     model, stats = params
     return model(x[None], stats)[0]
 
-  def loss(params):
+  def loss(params, key):
     model, points = nnx.merge(graphdef, params, batch_stats), dict[str, Any]()
     logits: Any = None
     stats: Any = None
@@ -115,7 +119,14 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
       total += more.get('penalty', 0.)
     return total + l1 * l1_norm(params) if l1 else total, (metrics, stats)
 
-  (value, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+  def smoothed(params):
+    if not weight_noise:
+      return loss(params, key)
+    keys = jax.random.split(key, weight_samples)
+    found = jax.vmap(lambda key: loss(_perturbed(params, jax.random.fold_in(key, 1), weight_noise), key))(keys)
+    return jax.tree.map(lambda x: x.mean(0), found)
+
+  (value, (metrics, stats)), gradients = jax.value_and_grad(smoothed, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
   model = nnx.merge(graphdef, optax.apply_updates(state.params, updates), batch_stats)
@@ -137,6 +148,14 @@ def _accumulated(f: Callable, parts: int, logits: Any, images: Any, labels: Any,
   logits, images, labels, points = jax.tree.map(cut, (logits, images, labels, points))
   found = lax.map(jax.checkpoint(lambda part: f(*part)), (logits, images, labels, jax.random.split(key, parts), points))
   return jax.tree.map(lambda x: x.mean(0), found)
+
+
+def _perturbed(params: Any, key: Any, share: float) -> Any:
+  """Parameters with normal noise, of a share of the standard deviation of the numbers of each array."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  return jax.tree.unflatten(tree, [x + share * lax.stop_gradient(x.std()) * jax.random.normal(k, x.shape, x.dtype)
+                                   for x, k in zip(leaves, keys)])
 
 
 def _with_slope(graphdef: Any, state: TrainState, eta: Any) -> Any:

@@ -16,6 +16,7 @@ from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
 from ibpjax.lbp import lbp
 from ibpjax.margins import check_labels, margins
 from ibpjax.program import digest
+from ibpjax.training.unsound import why_unsound
 
 # method -> the transformation of a specification that bounds it, allowing for rounding; given `intersect`.
 METHODS: dict[str, Callable[..., Callable]] = {
@@ -85,6 +86,9 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
 
   Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021; Xu et al. 2021.
   """
+  if (reason := why_unsound(method)) is not None:
+    raise TypeError(f'{method} is a training objective and certifies nothing: {reason}. Certificates can be computed '
+                    f'by {", ".join(METHODS)}')
   if method not in METHODS:
     raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
   if norm not in NORMS:

@@ -1,0 +1,38 @@
+"""Objectives that bound nothing: a type of their own, which certification refuses."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+class UnsoundObjective:
+  """An objective whose loss is not one of bounds over the whole ball, although it is made of bounds.
+
+  Attributes:
+    objective: itself.
+    reason: why it is not.
+  """
+
+  def __init__(self, objective: Callable, reason: str):
+    functools.update_wrapper(self, objective)
+    self.objective, self.reason = objective, reason
+
+  def __repr__(self) -> str:
+    return f'<unsound {self.objective.__name__}>'
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """As the objective."""
+    return self.objective(*args, **kwargs)
+
+
+def unsound(objective: Callable, *, reason: str) -> UnsoundObjective:
+  """An objective, marked; with `functools.partial(unsound, reason=...)` a decorator."""
+  return UnsoundObjective(objective, reason)
+
+
+def why_unsound(f: Any) -> str | None:
+  """Why something is no bound: the reason of an UnsoundObjective, also with options set; None for all else."""
+  while isinstance(f, functools.partial):
+    f = f.func
+  return f.reason if isinstance(f, UnsoundObjective) else None
