@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {'relu': jax.nn.relu, 'leaky_relu':
 OPTIONS = {'hidden': ['mlp'], 'width': ['cnn5', 'cnn7', 'cnn7_tiny', 'cnn9', 'dm_large'],
            'valid': ['dm_small', 'dm_medium']}
 # Flags that say how and where a run is done, not what is computed: these may change when it goes on.
-CIRCUMSTANCES = {'out', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds'}
+CIRCUMSTANCES = {'out', 'config', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds'}
 
 
 def build_model(config: dict[str, Any], facts: Facts, seed: int) -> nn.Sequential:

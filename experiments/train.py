@@ -8,10 +8,12 @@ The same command goes on with a run that was stopped or killed, and ends as if i
 """
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import os
 import pathlib
+import pkgutil
 import statistics
 import sys
 import time
@@ -26,7 +28,7 @@ from flax import nnx
 from tqdm import tqdm
 
 import ibpjax
-from experiments import datasets, logs, pipeline, plots, runs
+from experiments import configs, datasets, logs, pipeline, plots, runs
 from experiments.flags import define_integers, define_radius
 from ibpjax import nn, training
 from ibpjax.training import augment
@@ -103,10 +105,20 @@ define_integers('seeds', [0], 'Of initial weights, order, augmentation and attac
 flags.DEFINE_integer('evaluate_every', 1, 'Epochs between evaluations.', 1)
 flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 saves every step.', 0.)
 flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
+flags.DEFINE_enum('config', None, sorted(m.name for m in pkgutil.iter_modules(configs.__path__)), 'Settings of a '
+                  'published row, a file of experiments/configs; flags that are given too go before it.')
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
 _ATTACKED = ('pgd', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp', 'ibp-r', 'staps')
 _EXPRESSIVE = {'mtl-ibp': training.mtl_objective, 'cc-ibp': training.cc_objective, 'exp-ibp': training.exp_objective}
+
+
+def take_config() -> None:
+  """Gives the flags that are not on the command line the values of the config."""
+  if FLAGS.config is not None:
+    for name, value in importlib.import_module(f'experiments.configs.{FLAGS.config}').FLAGS.items():
+      if not FLAGS[name].present:
+        FLAGS[name].value = FLAGS[name].parser.parse(value) if isinstance(value, str) else value
 
 
 def check_flags() -> None:
@@ -343,6 +355,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # of the checkpoint library
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+  take_config()
   check_flags()
   deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes is not None else float('inf')
   data = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation, FLAGS.side)

@@ -1,6 +1,7 @@
 """What the flags of training do: each changes what it says."""
 import contextlib
-import pathlib
+import importlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ def given():
       changed.close()  # puts the defaults back
       changed.enter_context(flagsaver.flagsaver())
       FLAGS(['train', *arguments])
+      train.take_config()
       train.check_flags()
     yield set_flags
 
@@ -102,19 +104,33 @@ def test_ramps_bend_at_the_first_radius(given):
   np.testing.assert_allclose(ramp.r[...], np.maximum(np.where(x > 0, x, .25 * x).mean(0), 1e-4), rtol=1e-4)
 
 
-@pytest.mark.parametrize('path', sorted((pathlib.Path(train.__file__).parent / 'configs').glob('*.flags')),
-                         ids=lambda p: p.stem)
-def test_configs_are_flags_of_training(path, given):
+@pytest.mark.parametrize('name', FLAGS['config'].parser.enum_values)
+def test_configs_are_flags_of_training(name, given):
   """Each with every row that it speaks of."""
-  for more in ((), ('--loss=crown-ibp',), ('--loss=fused', '--activation=param_ramp'),
-               ('--activation=leaky_relu', '--eta=.01'), ('--activation=param_ramp', '--height_noise=.01'),
-               ('--activation=param_ramp', '--eta=.01', '--eta_end=0')):
-    if 'mnist' in path.stem or 'cifar' in path.stem or '--eta=.01' not in more:
-      given(f'--flagfile={path}', *more)
-  assert FLAGS.seeds == [2019]
-  options = train.objective_and_schedules(10)
-  assert float(options['eps'](10 * FLAGS.epochs)) == pytest.approx(FLAGS.eps)
-  assert FLAGS.test_eps is None or FLAGS.test_eps < FLAGS.eps
+  text = importlib.import_module(f'experiments.configs.{name}').__doc__
+  command, = re.findall(r'python -m experiments.train (.*?)--out', text, re.S)
+  assert f'--config={name} ' in command
+  rows = [()] if 'activation' not in text else [
+      (), ('--activation=leaky_relu',), ('--activation=param_ramp',), ('--activation=param_ramp', '--height_noise=.01')]
+  rows += [(f'--model={model}',) for model in runs.MODELS if re.search(rf'\b{model}\b', text)]
+  rows += [(f'--loss={loss}',) for loss in FLAGS['loss'].parser.enum_values if f'--loss={loss}' in text]
+  rows += [('--activation=param_ramp', '--eta=.01', '--eta_end=0')] if '--eta_end' in text else []
+  for more in rows:
+    given(f'--config={name}', *more)
+    for flag in more:
+      key, value = flag[2:].split('=')
+      assert FLAGS[key].value == FLAGS[key].parser.parse(value)
+    options = train.objective_and_schedules(10)
+    assert float(options['eps'](10 * FLAGS.epochs)) == pytest.approx(FLAGS.eps)
+    assert FLAGS.test_eps is None or FLAGS.test_eps < FLAGS.eps
+    assert (FLAGS.statistics == 'attacked') == ('ibp' in FLAGS.loss and options['attack'] is not None)
+
+
+def test_flags_go_before_a_config(given):
+  given('--config=shi2021_cifar10_short', '--epochs=80', '--decay=.5')
+  assert (FLAGS.epochs, FLAGS.decay, FLAGS.ramp_epochs, FLAGS.milestones) == (80, .5, 20, [50, 60])
+  assert FLAGS.eps == pytest.approx(8 / 255)
+  assert FLAGS.initialization == 'ibp'
 
 
 def one_step(*arguments, given):

@@ -1,0 +1,27 @@
+r"""TinyImageNet at 1/255, CNN-7 with batch normalisation, images cut to 56x56 (Lyu et al. 2021, table 2).
+
+    python -m experiments.train --config=lyu2021_tiny_imagenet --data_dir=~/tensorflow_datasets \
+        --out=runs/lyu2021_tiny_imagenet
+
+Rows: --loss=fused for CROWN-IBP; for Ramp(0) --activation=param_ramp.
+
+Published natural / IBP-verified error [%]: IBP Ramp(0) 78.77/84.99.
+"""
+
+FLAGS = dict(
+    dataset='tiny_imagenet',
+    side=56,
+    model='cnn7_tiny',
+    loss='ibp',
+    eps='1/255',
+    schedule='linear',
+    epochs=1000,
+    warmup_epochs=100,
+    ramp_epochs=400,
+    batch_size=110,
+    learning_rate=0.0005,
+    milestones=[600, 700],
+    kappa_start=0.0,
+    kappa_end=0.0,
+    evaluate_every=10,
+    seeds=[2019])
