@@ -74,7 +74,11 @@ class Log:
     self.records.append(record)
     append(self.path, [record])
     for key, value in record.items():
-      if key != 'step':
+      if isinstance(value, dict):  # of lists, one number a layer
+        for name, numbers in value.items():
+          for i, number in enumerate(numbers, 1):
+            self.events.add_scalar(f'{name}/{i}', number, record['step'])
+      elif key != 'step':
         self.events.add_scalar(key, value, record['step'])
     self.events.flush()
 
@@ -83,7 +87,7 @@ class Log:
     record = self.records[-1]
     bar.set_postfix({k: f'{v:.4g}' for k, v in record.items() if k == 'loss' or k.startswith(('test', 'validation'))})
     if not sys.stdout.isatty():
-      shown = {k: v for k, v in record.items() if k not in ('epoch', 'step', 'seconds')}
+      shown = {k: v for k, v in record.items() if k not in ('epoch', 'step', 'seconds', 'layers')}
       text = ' '.join(f'{k} {v:.4g}' for k, v in shown.items())
       print(f'epoch {record["epoch"]}/{total}, {record["seconds"]:.0f} s: {text}', flush=True)
 

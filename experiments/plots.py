@@ -39,6 +39,23 @@ def curves(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
   plt.close(figure)
 
 
+def layers(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
+  """Radii of bounds, unstable and inactive neurons against the epoch, one line for what goes into each activation."""
+  records = [r for r in records if r.get('layers', {}).get('radius')]
+  if not records:
+    return
+  figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout='constrained')
+  epochs, count = [r['epoch'] for r in records], len(records[0]['layers']['radius'])
+  for axis, key, label in zip(axes, ('radius', 'gain', 'unstable', 'inactive'), (
+      'mean radius of interval bounds', 'growth in the layer', 'unstable neurons', 'inactive neurons')):
+    for i, colour in enumerate(_colours(count)):
+      axis.plot(epochs, [r['layers'][key][i] for r in records], color=colour, linewidth=1.2, label=f'layer {i + 1}')
+    axis.set(xlabel='epoch', title=label, **(dict(yscale='log') if key in ('radius', 'gain') else dict(ylim=(0, 1))))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[['top', 'right']].set_visible(False)
+  _finish(figure, axes[-1], path)
+
+
 def boxes(path: pathlib.Path, names: list[str], widths: list[np.ndarray], sampled: list[np.ndarray],
           title: str) -> None:
   """Interval widths layer by layer, beside the range that random points of the box really reach.
@@ -134,6 +151,29 @@ def tradeoff(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
   _finish(figure, axis, path, labels)
 
 
+def front(path: pathlib.Path, sweep: str, points: dict[str, list[dict[str, Any]]]) -> None:
+  """Verified error against natural error, a line through the values of a setting for each radius.
+
+  Args:
+    path: where the picture goes.
+    sweep: the name of the setting.
+    points: value of the setting -> for each radius, as of `tradeoff`.
+  """
+  figure, axis = plt.subplots(figsize=(8, 4.4), layout='constrained')
+  labels, radii = [], list(dict.fromkeys(p['eps'] for found in points.values() for p in found))
+  for eps, colour in zip(radii, _colours(len(radii))):
+    found = [(value, p) for value, ps in points.items() for p in ps if p['eps'] == eps]
+    found.sort(key=lambda pair: pair[1]['natural'][0])
+    x, y = (np.array([p[kind] for _, p in found]) for kind in ('natural', 'verified'))
+    reach = [np.abs(values[:, 1:] - values[:, :1]).T for values in (x, y)]
+    axis.errorbar(x[:, 0], y[:, 0], xerr=reach[0], yerr=reach[1], fmt='o-', color=colour, label=f'eps {eps}',
+                  elinewidth=1, linewidth=1, markersize=4)
+    labels += [(p['natural'][0], p['verified'][0], value, colour) for value, p in found]
+  axis.set(xlabel='natural error [%]', ylabel='verified error [%]',
+           title=f'values of {sweep}; bars: 95 % (Wilson), or ± deviation over seeds')
+  _finish(figure, axis, path, labels)
+
+
 def tightness(path: pathlib.Path, radii: list[float], widths: dict[str, list[list[float]]], title: str) -> None:
   """Mean widths of the outputs against the radius, and of all layers at the middle one of the radii.
 
@@ -157,6 +197,27 @@ def tightness(path: pathlib.Path, radii: list[float], widths: dict[str, list[lis
   right.xaxis.set_major_locator(MaxNLocator(integer=True))
   left.spines[['top', 'right']].set_visible(False)
   _finish(figure, right, path)
+
+
+def margins(path: pathlib.Path, least: dict[str, np.ndarray], title: str) -> None:
+  """Histograms of the least margin of each example: its values, and its lower bounds by several methods.
+
+  Args:
+    path: where the picture goes.
+    least: name -> (examples,).
+    title: one line.
+  """
+  figure, axis = plt.subplots(figsize=(8, 3.8), layout='constrained')
+  every = np.concatenate([v[np.isfinite(v)] for v in least.values()])
+  low, high = np.quantile(every, [.01, .99]) if len(every) else (0, 1)
+  bins = np.linspace(min(low, 0), max(high, 0) + 1e-9, 41)
+  for (name, values), colour in zip(least.items(), _colours(len(least))):
+    share = 100 * np.mean(values > 0)
+    axis.hist(np.clip(values, bins[0], bins[-1]), bins.tolist(), histtype='step', color=colour,
+              label=f'{name}: {share:.1f} % above 0')
+  axis.axvline(0, color='black', linewidth=.8)
+  axis.set(xlabel='least margin of an example, outliers at the ends', ylabel='examples', title=title)
+  _finish(figure, axis, path)
 
 
 def neuron_states(path: pathlib.Path, layers: list[dict[str, float]], title: str) -> None:

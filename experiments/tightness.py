@@ -4,7 +4,7 @@
 
 Methods are run with tight and with adaptive lines and without intersection, to see each by itself. Written are
 `tightness.json`, `tightness.png` (mean widths of the logits against eps, and of what goes into each activation against
-depth) and, for networks of ReLU or ParamRamp, `neurons.png`.
+depth), `margins.png` and, for networks of ReLU or ParamRamp, `neurons.png`.
 """
 import functools
 import json
@@ -22,6 +22,7 @@ import ibpjax
 from experiments import logs, plots, runs
 from experiments.flags import define_radii
 from experiments.opened import open_run
+from ibpjax.verification.analysis import propagation_tightness
 from ibpjax.verification.neurons import neuron_states
 from ibpjax.verification.report import radius_text
 
@@ -70,10 +71,9 @@ def lower_margins(f: Callable, method: Callable) -> Callable:
       params, ibpjax.linf_ball(x, eps, 0., 1.), y).lower)
 
 
-def margins(lower: Callable, params: Any, images: Any, labels: Any, eps: float) -> dict[str, float]:
-  """verified_error in per cent, without an allowance for rounding, and the mean lower bound of a margin."""
-  found = np.concatenate([lower(params, x, y, eps) for x, y in batches(images, labels)])
-  return dict(verified_error=100 * float(np.mean(~(found.min(1) > 0))), mean_margin=float(found.mean()))
+def margins(lower: Callable, params: Any, images: Any, labels: Any, eps: float) -> np.ndarray:
+  """(examples, classes - 1), lower bounds of the margins without an allowance for rounding."""
+  return np.concatenate([lower(params, x, y, eps) for x, y in batches(images, labels)])
 
 
 def main(argv: list[str]) -> None:
@@ -95,13 +95,23 @@ def main(argv: list[str]) -> None:
   for name, method in chosen.items():
     found[name] = widths(f, method, params, images, radii)
     print(f'{name:<22}' + ''.join(f'{layers[-1]:>11.4g}' for layers in found[name]), flush=True)
+  clean = jax.vmap(ibpjax.margins)(jax.vmap(f, (None, 0))(params, images), labels)
+  least = dict(natural=np.asarray(clean.min(1)))
   bounds = {name: lower_margins(f, method) for name, method in chosen.items()}
   for eps in of_margins:
     print(f'{"margins, eps " + radius_text(eps):<22}{"verified error %":>18}{"mean lower bound":>18}')
     for name, lower in bounds.items():
-      table.setdefault(name, {})[radius_text(eps)] = row = margins(lower, params, images, labels, eps)
+      lowest = margins(lower, params, images, labels, eps)
+      row = dict(verified_error=100 * float(np.mean(~(lowest.min(1) > 0))), mean_margin=float(lowest.mean()))
+      table.setdefault(name, {})[radius_text(eps)] = row
+      if eps == of_margins[0]:
+        least[name] = lowest.min(1)
       print(f'{name:<22}{row["verified_error"]:>18.2f}{row["mean_margin"]:>18.5g}', flush=True)
-  pictures = ['tightness.png']
+  ratios = np.concatenate([jax.jit(propagation_tightness, static_argnums=0)(f, params, x) for x, in batches(images)])
+  print(f'propagation tightness {ratios.mean():.4f}, deviation {ratios.std():.4f}')
+  pictures = ['tightness.png', 'margins.png']
+  plots.margins(run / 'margins.png', least, f'{len(images)} test examples, lower bounds at eps '
+                f'{radius_text(of_margins[0])}')
   plots.tightness(run / 'tightness.png', radii, found, f'{opened.config["dataset"]}, {len(images)} test examples')
   try:
     model = nnx.merge(opened.graphdef, *params)
@@ -113,7 +123,9 @@ def main(argv: list[str]) -> None:
     print(f'no states of neurons: {error}')
     states = {}
   settings = dict(examples=len(images), of=opened.of, eps=radii, versions=runs.versions())
-  logs.write(run / 'tightness.json', json.dumps(dict(**settings, widths=found, margins=table, states=states)) + '\n')
+  logs.write(run / 'tightness.json', json.dumps(dict(**settings, widths=found, margins=table, states=states,
+                                                    propagation=dict(mean=float(ratios.mean()),
+                                                                     deviation=float(ratios.std())))) + '\n')
   print(', '.join(f'{run}/{name}' for name in ('tightness.json', *pictures)))
 
 

@@ -33,6 +33,7 @@ from experiments.flags import define_integers, define_radius
 from ibpjax import nn, training
 from ibpjax.training import augment
 from ibpjax.training.checkpoints import CheckpointError, fill
+from ibpjax.verification.analysis import layer_growth
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.')
@@ -109,6 +110,7 @@ flags.DEFINE_enum('config', None, sorted(m.name for m in pkgutil.iter_modules(co
                   'published row, a file of experiments/configs; flags that are given too go before it.')
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
+_ANALYSED = 200   # examples whose bounds are looked at layer by layer
 _ATTACKED = ('pgd', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp', 'ibp-r', 'staps')
 _EXPRESSIVE = {'mtl-ibp': training.mtl_objective, 'cc-ibp': training.cc_objective, 'exp-ibp': training.exp_objective}
 
@@ -216,7 +218,10 @@ def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
 
 
 def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Any:
-  """(params, batch_stats) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance."""
+  """(params, batch_stats) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance.
+
+  And how bounds of its first examples grow from layer to layer.
+  """
   one = ibpjax.batched(lambda model, x: model(x))
 
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
@@ -226,10 +231,17 @@ def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
     bound = training.margin_bounds(one, model, x, labels, eps)
     return jnp.stack([jnp.sum(~(m.min(-1) > 0)) for m in (clean, bound)])
 
+  @functools.partial(jax.jit, compiler_options=training.compiler_options())
+  def growth(params, batch_stats, images):
+    return layer_growth(one, nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None), eps)
+  first, _ = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0)))
+
   def evaluate(params, batch_stats):
+    layers = {k: np.asarray(v, float).tolist() for k, v in growth(params, batch_stats, first).items()}
     counts = np.sum([wrong(params, batch_stats, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
                     axis=0)
-    return {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
+    errors = {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
+    return errors | dict(layers=layers)
   return evaluate
 
 
@@ -348,6 +360,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         return None
   log.close()
   plots.curves(out / 'curves.png', log.records)
+  plots.layers(out / 'layers.png', log.records)
   return log.records[-1]
 
 

@@ -26,7 +26,7 @@ from ibpjax.training.objectives import (
 from ibpjax.training.regularizers import warm_up_regularizer
 from ibpjax.training.schedules import linear, smoothed, tied
 from ibpjax.training.step import TrainState, refuse_stock_batch_norm, split, train_step
-from ibpjax.training.unsound import UnsoundObjective
+from ibpjax.unsound import UnsoundObjective
 
 __all__ = [
     'TrainState', 'UnsoundObjective', 'adversarial_objective', 'attacked', 'cc_objective', 'compiler_options',

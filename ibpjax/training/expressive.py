@@ -17,7 +17,7 @@ from ibpjax.interval import Interval, linf_ball
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, margins_of, radius_for, unverified
 from ibpjax.training.regularizers import Regularizer, instability
-from ibpjax.training.unsound import unsound
+from ibpjax.unsound import unsound
 
 
 def small_box(box: Interval, points: Any, share: Any) -> Interval:

@@ -21,7 +21,7 @@ from ibpjax.nn.sequential import Sequential, is_activation
 from ibpjax.training.expressive import small_box
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, unverified
-from ibpjax.training.unsound import unsound
+from ibpjax.unsound import unsound
 
 _REACH = .5  # share of a box, from either end, in which points pull at that end
 

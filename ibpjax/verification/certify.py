@@ -16,7 +16,7 @@ from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
 from ibpjax.lbp import lbp
 from ibpjax.margins import check_labels, margins
 from ibpjax.program import digest
-from ibpjax.training.unsound import why_unsound
+from ibpjax.unsound import why_unsound
 
 # method -> the transformation of a specification that bounds it, allowing for rounding; given `intersect`.
 METHODS: dict[str, Callable[..., Callable]] = {
