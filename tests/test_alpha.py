@@ -15,7 +15,7 @@ from ibpjax.ibp import Forward, opened
 
 pytestmark = pytest.mark.usefixtures('x64')
 ALL = ACTIVATIONS | {'tanh': jnp.tanh, 'product': lambda z: z * jnp.flip(jnp.maximum(z, .1))}
-CASES = [*((dense, a) for a in ('relu', 'tanh', 'product')), (residual, 'relu'), (convolutional, 'ramp')]
+CASES = [*((dense, a) for a in ('relu', 'product')), (residual, 'relu'), (convolutional, 'ramp')]
 
 
 def relu_network(params, x):
@@ -67,10 +67,9 @@ def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
   assert own.width.sum() < .99 * shared.width.sum() < .99 * crown(relu_network)(params, box).width.sum()
 
 
-@pytest.mark.parametrize('layer', ['strided', 'residual', 'tanh'])
-def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkeypatch):
+def test_slopes_for_windows_give_what_slopes_for_whole_images_give(monkeypatch):
   def f(x):
-    return conv(jax.nn.relu(LAYERS[layer](jax.nn.relu(conv(x, 1)), 3)), 5, 2)
+    return conv(jax.nn.relu(LAYERS['residual'](jax.nn.relu(conv(x, 1)), 3)), 5, 2)
   box = linf_ball(image(), .3)
   program, inputs, _ = opened(f, (box,), {})
 
