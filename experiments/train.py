@@ -106,8 +106,8 @@ define_integers('seeds', [0], 'Of initial weights, order, augmentation and attac
 flags.DEFINE_integer('evaluate_every', 1, 'Epochs between evaluations.', 1)
 flags.DEFINE_float('checkpoint_minutes', 5., 'Minutes between checkpoints; 0 saves every step.', 0.)
 flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; the same command goes on.', 0.)
-flags.DEFINE_enum('config', None, sorted(m.name for m in pkgutil.iter_modules(configs.__path__)), 'Settings of a '
-                  'published row, a file of experiments/configs; flags that are given too go before it.')
+flags.DEFINE_enum('config', None, sorted(m.name for m in pkgutil.iter_modules(configs.__path__) if m.name[0] != '_'),
+                  'Settings of a published row, a file of experiments/configs; flags that are given too go before it.')
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
 _ANALYSED = 200   # examples whose bounds are looked at layer by layer

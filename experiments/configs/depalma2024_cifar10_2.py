@@ -8,28 +8,8 @@ Rows: --loss=cc-ibp --alpha=1e-2 for CC-IBP; --loss=exp-ibp --alpha=9.5e-2 --l1=
 Published accuracy, certified by branch and bound [%]: MTL-IBP 80.11 natural, 63.24 certified; CC-IBP 63.78 certified;
 Exp-IBP 61.65 certified. Interval bounds alone certify nothing of these networks.
 """
+from experiments.configs import _depalma2024
 
-FLAGS = dict(
-    dataset='cifar10',
-    model='cnn7',
-    loss='mtl-ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    statistics='attacked',
-    eps='2/255',
-    epochs=160,
-    warmup_epochs=1,
-    ramp_epochs=80,
-    batch_size=128,
-    milestones=[120, 140],
-    alpha=0.004,
-    pgd_steps=8,
-    pgd_step=0.25,
-    attack_scale=2.1,
-    l1=3e-06)
+FLAGS = _depalma2024.FLAGS | dict(dataset='cifar10', eps='2/255', epochs=160, warmup_epochs=1, ramp_epochs=80,
+                                  batch_size=128, milestones=[120, 140], alpha=0.004, pgd_steps=8, pgd_step=0.25,
+                                  attack_scale=2.1, l1=3e-06)

@@ -8,28 +8,7 @@ Rows: --loss=cc-ibp --l1=0 for CC-IBP; --loss=exp-ibp --l1=0 for Exp-IBP.
 Published natural / certified accuracy, by branch and bound [%]: MTL-IBP 53.35/35.44, CC-IBP 53.71/35.27, Exp-IBP
 53.97/35.04; by interval bounds 34.64, 34.02 and 33.88 certified.
 """
+from experiments.configs import _depalma2024
 
-FLAGS = dict(
-    dataset='cifar10',
-    model='cnn7',
-    loss='mtl-ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    statistics='attacked',
-    eps='8/255',
-    epochs=260,
-    warmup_epochs=1,
-    ramp_epochs=80,
-    batch_size=128,
-    milestones=[180, 220],
-    alpha=0.5,
-    pgd_steps=1,
-    pgd_step=10.0,
-    attack_scale=1.0,
-    l1=1e-07)
+FLAGS = _depalma2024.FLAGS | dict(dataset='cifar10', eps='8/255', epochs=260, warmup_epochs=1, ramp_epochs=80,
+                                  batch_size=128, milestones=[180, 220], alpha=0.5, l1=1e-07)

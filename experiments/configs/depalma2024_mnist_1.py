@@ -7,29 +7,7 @@ Rows: --loss=cc-ibp --alpha=.1 --l1=2e-6 for CC-IBP.
 
 Published accuracy, certified by branch and bound [%]: CC-IBP 98.43.
 """
+from experiments.configs import _depalma2024
 
-FLAGS = dict(
-    dataset='mnist',
-    model='cnn7',
-    loss='mtl-ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    statistics='attacked',
-    eps='0.2',
-    epochs=70,
-    warmup_epochs=0,
-    ramp_epochs=20,
-    batch_size=256,
-    milestones=[50, 60],
-    alpha=0.01,
-    pgd_steps=1,
-    pgd_step=10.0,
-    attack_scale=1.0,
-    l1=1e-05,
-    test_eps='0.1')
+FLAGS = _depalma2024.FLAGS | dict(dataset='mnist', eps='0.2', epochs=70, warmup_epochs=0, ramp_epochs=20,
+                                  batch_size=256, milestones=[50, 60], alpha=0.01, l1=1e-05, test_eps='0.1')

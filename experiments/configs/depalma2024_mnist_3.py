@@ -7,29 +7,7 @@ Rows: --loss=cc-ibp --alpha=.3 --l1=3e-6 for CC-IBP.
 
 Published natural / certified accuracy, by branch and bound [%]: MTL-IBP 98.80/93.62.
 """
+from experiments.configs import _depalma2024
 
-FLAGS = dict(
-    dataset='mnist',
-    model='cnn7',
-    loss='mtl-ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    statistics='attacked',
-    eps='0.4',
-    epochs=70,
-    warmup_epochs=0,
-    ramp_epochs=20,
-    batch_size=256,
-    milestones=[50, 60],
-    alpha=0.08,
-    pgd_steps=1,
-    pgd_step=10.0,
-    attack_scale=1.0,
-    l1=1e-06,
-    test_eps='0.3')
+FLAGS = _depalma2024.FLAGS | dict(dataset='mnist', eps='0.4', epochs=70, warmup_epochs=0, ramp_epochs=20,
+                                  batch_size=256, milestones=[50, 60], alpha=0.08, l1=1e-06, test_eps='0.3')

@@ -8,28 +8,8 @@ Rows: --loss=cc-ibp for CC-IBP; --loss=exp-ibp --alpha=4e-2 for Exp-IBP.
 Published natural / certified accuracy, by branch and bound [%]: MTL-IBP 37.56/26.09; CC-IBP 26.39 and Exp-IBP 26.18
 certified.
 """
+from experiments.configs import _depalma2024
 
-FLAGS = dict(
-    dataset='tiny_imagenet',
-    model='cnn7_tiny',
-    loss='mtl-ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.2,
-    statistics='attacked',
-    eps='1/255',
-    epochs=160,
-    warmup_epochs=1,
-    ramp_epochs=80,
-    batch_size=128,
-    milestones=[120, 140],
-    alpha=0.01,
-    pgd_steps=1,
-    pgd_step=10.0,
-    attack_scale=1.0,
-    l1=5e-05)
+FLAGS = _depalma2024.FLAGS | dict(dataset='tiny_imagenet', model='cnn7_tiny', regularizer_weight=0.2, eps='1/255',
+                                  epochs=160, warmup_epochs=1, ramp_epochs=80, batch_size=128, milestones=[120, 140],
+                                  alpha=0.01, l1=5e-05)

@@ -11,23 +11,8 @@ Published natural / IBP-verified error [%], best epoch on the test set:
   IBP Ramp(0) 36.47/53.09, Ramp(0.01) 33.45/48.39, Ramp(0.01->0) 34.17/47.84
   CROWN-IBP Ramp(0) 28.48/45.67, Ramp(0.01) 28.63/46.17, Ramp(0.01->0) 28.18/45.74
 """
+from experiments.configs import _lyu2021
 
-FLAGS = dict(
-    dataset='cifar10',
-    pad=4,
-    model='dm_large',
-    schedule='linear',
-    learning_rate=0.0005,
-    kappa_start=0.0,
-    kappa_end=0.0,
-    seeds=[2019],
-    epochs=3200,
-    warmup_epochs=320,
-    ramp_epochs=1600,
-    batch_size=1024,
-    milestones=[2600, 3040],
-    eta_epochs=[1000, 2200],
-    evaluate_every=10,
-    eps='2.2/255',
-    test_eps='2/255',
-    beta_end=1.0)
+FLAGS = _lyu2021.FLAGS | dict(dataset='cifar10', pad=4, epochs=3200, warmup_epochs=320, ramp_epochs=1600,
+                              batch_size=1024, milestones=[2600, 3040], eta_epochs=[1000, 2200], evaluate_every=10,
+                              eps='2.2/255', test_eps='2/255', beta_end=1.0)

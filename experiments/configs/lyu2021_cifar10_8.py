@@ -10,23 +10,8 @@ Published natural / IBP-verified error [%], best epoch on the test set:
   IBP Ramp(0) 56.32/68.89, Ramp(0.01) 54.16/68.26, Ramp(0.01->0) 55.28/67.26
   CROWN-IBP Ramp(0) 52.52/65.24, Ramp(0.01) 52.15/66.04, Ramp(0.01->0) 51.94/65.19
 """
+from experiments.configs import _lyu2021
 
-FLAGS = dict(
-    dataset='cifar10',
-    pad=4,
-    model='dm_large',
-    schedule='linear',
-    learning_rate=0.0005,
-    kappa_start=0.0,
-    kappa_end=0.0,
-    seeds=[2019],
-    epochs=3200,
-    warmup_epochs=320,
-    ramp_epochs=1600,
-    batch_size=1024,
-    milestones=[2600, 3040],
-    eta_epochs=[1000, 2200],
-    evaluate_every=10,
-    eps='8.8/255',
-    test_eps='8/255',
-    beta_end=0.0)
+FLAGS = _lyu2021.FLAGS | dict(dataset='cifar10', pad=4, epochs=3200, warmup_epochs=320, ramp_epochs=1600,
+                              batch_size=1024, milestones=[2600, 3040], eta_epochs=[1000, 2200], evaluate_every=10,
+                              eps='8.8/255', test_eps='8/255', beta_end=0.0)

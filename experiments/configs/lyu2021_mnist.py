@@ -16,19 +16,7 @@ Published natural / IBP-verified error at .2, .3, .4 [%]:
   DM-large  IBP Ramp(0) 1.58/3.91, 1.79/6.62, 1.78/11.86; CROWN-IBP Ramp(0) 1.59/3.59, 1.63/6.16, 1.94/10.76
             CROWN-IBP Ramp(0.01->0) 1.77/3.69, 1.76/5.99, 2.36/10.68
 """
+from experiments.configs import _lyu2021
 
-FLAGS = dict(
-    dataset='mnist',
-    model='dm_large',
-    schedule='linear',
-    learning_rate=0.0005,
-    kappa_start=0.0,
-    kappa_end=0.0,
-    seeds=[2019],
-    eps='0.4',
-    epochs=200,
-    warmup_epochs=10,
-    ramp_epochs=50,
-    batch_size=256,
-    milestones=[130, 190],
-    eta_epochs=[70, 140])
+FLAGS = _lyu2021.FLAGS | dict(dataset='mnist', eps='0.4', epochs=200, warmup_epochs=10, ramp_epochs=50,
+                              batch_size=256, milestones=[130, 190], eta_epochs=[70, 140])

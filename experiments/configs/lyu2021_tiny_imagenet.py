@@ -7,21 +7,8 @@ Rows: --loss=fused for CROWN-IBP; for Ramp(0) --activation=param_ramp.
 
 Published natural / IBP-verified error [%]: IBP Ramp(0) 78.77/84.99.
 """
+from experiments.configs import _lyu2021
 
-FLAGS = dict(
-    dataset='tiny_imagenet',
-    side=56,
-    model='cnn7_tiny',
-    loss='ibp',
-    eps='1/255',
-    schedule='linear',
-    epochs=1000,
-    warmup_epochs=100,
-    ramp_epochs=400,
-    batch_size=110,
-    learning_rate=0.0005,
-    milestones=[600, 700],
-    kappa_start=0.0,
-    kappa_end=0.0,
-    evaluate_every=10,
-    seeds=[2019])
+FLAGS = _lyu2021.FLAGS | dict(dataset='tiny_imagenet', side=56, model='cnn7_tiny', loss='ibp', eps='1/255',
+                              epochs=1000, warmup_epochs=100, ramp_epochs=400, batch_size=110, milestones=[600, 700],
+                              evaluate_every=10)

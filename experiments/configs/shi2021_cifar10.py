@@ -12,22 +12,7 @@ Published natural / IBP-verified error [%], mean and deviation of five runs, at 
   WRN     vanilla 54.31 +- 0.46 / 67.45 +- 0.21, this 51.95 +- 0.27 / 65.91 +- 0.14
   ResNeXt vanilla 55.23 +- 0.12 / 68.28 +- 0.15, this 53.68 +- 0.33 / 66.91 +- 0.40
 """
+from experiments.configs import _shi2021
 
-FLAGS = dict(
-    dataset='cifar10',
-    model='cnn7',
-    loss='ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    eps='8/255',
-    epochs=160,
-    warmup_epochs=1,
-    ramp_epochs=80,
-    batch_size=128,
-    milestones=[120, 140])
+FLAGS = _shi2021.FLAGS | dict(dataset='cifar10', eps='8/255', epochs=160, warmup_epochs=1, ramp_epochs=80,
+                              batch_size=128, milestones=[120, 140])

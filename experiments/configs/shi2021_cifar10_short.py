@@ -12,22 +12,7 @@ Published natural / IBP-verified error [%], mean and deviation of five runs, at 
   WRN     vanilla 58.85 +- 0.22 / 69.77 +- 0.32, this 56.74 +- 0.40 / 68.71 +- 0.29
   ResNeXt vanilla 60.10 +- 0.27 / 71.19 +- 0.21, this 59.33 +- 0.86 / 70.62 +- 0.59
 """
+from experiments.configs import _shi2021
 
-FLAGS = dict(
-    dataset='cifar10',
-    model='cnn7',
-    loss='ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    eps='8/255',
-    epochs=70,
-    warmup_epochs=1,
-    ramp_epochs=20,
-    batch_size=128,
-    milestones=[50, 60])
+FLAGS = _shi2021.FLAGS | dict(dataset='cifar10', eps='8/255', epochs=70, warmup_epochs=1, ramp_epochs=20,
+                              batch_size=128, milestones=[50, 60])

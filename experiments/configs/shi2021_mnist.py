@@ -10,22 +10,7 @@ Published natural / IBP-verified error [%], mean and deviation of five runs:
   WRN     vanilla 3.18 +- 0.05 / 12.93 +- 0.17, this 2.77 +- 0.02 / 11.76 +- 0.07 (three runs)
   ResNeXt vanilla 4.09 +- 0.46 / 15.36 +- 0.94, this 3.22 +- 0.08 / 13.43 +- 0.17 (three runs)
 """
+from experiments.configs import _shi2021
 
-FLAGS = dict(
-    dataset='mnist',
-    model='cnn7',
-    loss='ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.5,
-    eps='0.4',
-    epochs=70,
-    warmup_epochs=0,
-    ramp_epochs=20,
-    batch_size=256,
-    milestones=[50, 60])
+FLAGS = _shi2021.FLAGS | dict(dataset='mnist', eps='0.4', epochs=70, warmup_epochs=0, ramp_epochs=20, batch_size=256,
+                              milestones=[50, 60])

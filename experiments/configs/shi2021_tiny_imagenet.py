@@ -11,22 +11,7 @@ Published natural / IBP-verified error [%], one run:
   WRN     vanilla 75.65/83.17, this 74.59/82.75; with a ramp of 10 epochs 75.89/83.00 and 74.90/82.49
   ResNeXt vanilla 81.72/87.10, this 78.91/85.78; with a ramp of 10 epochs 82.39/87.15 and 80.20/85.77
 """
+from experiments.configs import _shi2021
 
-FLAGS = dict(
-    dataset='tiny_imagenet',
-    model='cnn7_tiny',
-    loss='ibp',
-    schedule='smoothed',
-    kappa_start=0.0,
-    kappa_end=0.0,
-    learning_rate=0.0005,
-    decay=0.2,
-    gradient_clip=10.0,
-    initialization='ibp',
-    regularizer_weight=0.2,
-    eps='1/255',
-    epochs=80,
-    warmup_epochs=1,
-    ramp_epochs=20,
-    batch_size=128,
-    milestones=[61, 71])
+FLAGS = _shi2021.FLAGS | dict(dataset='tiny_imagenet', model='cnn7_tiny', regularizer_weight=0.2, eps='1/255',
+                              epochs=80, warmup_epochs=1, ramp_epochs=20, batch_size=128, milestones=[61, 71])
