@@ -230,7 +230,12 @@ def test_infinite_boxes_and_low_heights():
     assert float(param_ramp(jnp.ones(1, dtype), -1e4)[0]) == pytest.approx(1e-4, rel=1e-2)
 
 
-def test_ramps_inside_of_layers_are_not_forgotten():
-  inner = nn.Sequential([nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nn.ParamRamp((4,))])
-  with pytest.raises(ValueError, match='inside of layers'):
-    nn.calibrate(nn.Sequential([nn.ParamRamp((4,)), inner]), [jnp.ones((2, 4))])
+def test_ramps_inside_of_modules_are_not_forgotten():
+  class Hidden(nnx.Module):
+    def __init__(self):
+      self.inner = nn.ParamRamp((4,))
+
+    def __call__(self, x):
+      return self.inner(x)
+  with pytest.raises(ValueError, match='inside of modules'):
+    nn.calibrate(nn.Sequential([nn.ParamRamp((4,)), Hidden()]), [jnp.ones((2, 4))])
