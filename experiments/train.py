@@ -59,7 +59,7 @@ flags.DEFINE_float('height_noise', 0., 'Noise added to the heights of param_ramp
 flags.DEFINE_enum('initialization', 'fan_in', ['fan_in', 'ibp'], 'Of the kernels: uniform within 1 / sqrt(fan_in), or '
                   'that of Shi et al. 2021, but for the last layer.')
 flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 at eps 0, with '
-                   '--loss=ibp, sabr, mtl-ibp, cc-ibp, exp-ibp; it falls to 0 as eps grows.', 0.)
+                   '--loss=ibp, sabr, taps, staps, mtl-ibp, cc-ibp, exp-ibp; it falls to 0 as eps grows.', 0.)
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp',
                                   'ibp-r', 'taps', 'staps', 'pgd', 'trades', 'natural'],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
@@ -78,7 +78,7 @@ flags.DEFINE_float('pgd_step', None, 'Length of a step of these attacks, in radi
 flags.DEFINE_enum('statistics', 'clean', ['clean', 'attacked'], 'Whose batch statistics normalise a step: of the '
                   'batch, or of what these attacks make of it, with the stored averages.')
 flags.DEFINE_bool('population_statistics', False, 'After each epoch measure the stored batch statistics anew, over the '
-                  'whole training split without augmentation.')
+                  'training split without augmentation, in whole batches.')
 flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
                    'interval bounds once eps has its value; linear in eps, from 1 before the ramp.', 0., 1.)
 flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training.', 1)
@@ -141,9 +141,8 @@ def check_flags() -> None:
       len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[0] < FLAGS.eta_epochs[1] <= FLAGS.epochs):
     raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
                          f'the second not after --epochs={FLAGS.epochs}')
-  if FLAGS.regularizer_weight and FLAGS.loss not in ('ibp', 'sabr', *_EXPRESSIVE):
-    raise app.UsageError(f'--regularizer_weight is an option of --loss=ibp, sabr, {", ".join(_EXPRESSIVE)}, not of '
-                         f'{FLAGS.loss}')
+  if FLAGS.regularizer_weight and FLAGS.loss not in (regularized := ('ibp', 'sabr', 'taps', 'staps', *_EXPRESSIVE)):
+    raise app.UsageError(f'--regularizer_weight is an option of --loss={", ".join(regularized)}, not of {FLAGS.loss}')
   if FLAGS.pgd_step is not None and FLAGS.loss not in _ATTACKED:
     raise app.UsageError(f'--pgd_step is an option of --loss={", ".join(_ATTACKED)}, not of {FLAGS.loss}')
   if FLAGS.statistics == 'attacked' and FLAGS.loss not in _ATTACKED:
@@ -172,7 +171,7 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
   options: dict[str, Any] = dict(regularizer=regularizer if FLAGS.regularizer_weight else None)
   expressive = {name: functools.partial(f, alpha=FLAGS.alpha, **options) for name, f in _EXPRESSIVE.items()}
   taps = functools.partial(training.taps_objective, cut=training.halves(FLAGS.cut), weight=FLAGS.cut_weight,
-                           until=FLAGS.eps * (1 - 1e-6))
+                           steps=FLAGS.pgd_steps, until=FLAGS.eps * (1 - 1e-6), **options)
   objective = {
       'ibp': functools.partial(training.ibp_objective, **options), 'natural': None, 'trades': trades,
       'pgd': training.adversarial_objective,
@@ -254,6 +253,12 @@ def bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, split
   return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
+def drawn(out: pathlib.Path, records: list[dict[str, Any]]) -> None:
+  """Draws what a run has measured."""
+  plots.curves(out / 'curves.png', records)
+  plots.layers(out / 'layers.png', records)
+
+
 def refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
   """Raises if the loss or a weight is no longer a number, before that gets into a checkpoint."""
   finite = [np.isfinite(metrics['loss']), *(jnp.isfinite(x).all() for x in jax.tree.leaves(params))]
@@ -300,7 +305,8 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
 
   batch = (jax.ShapeDtypeStruct((FLAGS.batch_size, *facts.shape), jnp.uint8),
            jax.ShapeDtypeStruct((FLAGS.batch_size,), jnp.int32))
-  zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(step, state, *batch)[1])
+  measures = jax.eval_shape(step, state, *batch)[1]  # here, before anything is written: it may refuse the flags
+  zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), measures)
   runs.begin(out, config | dict(parameters=runs.parameters(model)), {f.name: f.default for f in known})
   saved = runs.checkpoints(out)
   now, before, averaged = dict[str, Any](state=state, sums=zeros()), 0., 0
@@ -315,7 +321,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     if not log.records:
       raise FileNotFoundError(f'{log.path} is missing: the run is finished, but what it measured is lost. Delete {out} '
                               'to train again')
-    plots.curves(out / 'curves.png', log.records)
+    drawn(out, log.records)
     print(f'{out} is finished: {total} steps. Delete the folder to train again')
     return log.records[-1]
   evaluate = evaluator(graphdef, facts, data.validation or data.test, 'validation' if data.validation else 'test',
@@ -359,8 +365,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
       if stop and not final:
         return None
   log.close()
-  plots.curves(out / 'curves.png', log.records)
-  plots.layers(out / 'layers.png', log.records)
+  drawn(out, log.records)
   return log.records[-1]
 
 

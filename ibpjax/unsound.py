@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UnsoundObjective:
-  """An objective whose loss is not one of bounds over the whole ball, although it is made of bounds.
+  """An objective whose bounds are not bounds over the whole ball.
 
   Attributes:
     objective: itself.

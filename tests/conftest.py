@@ -16,6 +16,7 @@ hypothesis.settings.register_profile('ordinary', max_examples=120, deadline=None
 hypothesis.settings.register_profile('nightly', max_examples=20_000, deadline=None, print_blob=True)
 PROFILE = os.environ.get('HYPOTHESIS_PROFILE', 'ordinary')
 hypothesis.settings.load_profile(PROFILE)
+compiled = dict(fast=False)
 
 
 def pytest_collection_modifyitems(items):
@@ -29,7 +30,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def compilation(request):
   """Tests compile without LLVM's optimisations, in three quarters of the time, but those marked `optimized`."""
-  jax.config.update('jax_disable_most_optimizations', PROFILE == 'ordinary' and 'optimized' not in request.keywords)
+  fast = PROFILE == 'ordinary' and 'optimized' not in request.keywords
+  if fast != compiled['fast']:
+    jax.clear_caches()  # they do not tell the two apart
+    jax.config.update('jax_disable_most_optimizations', fast)
+    compiled['fast'] = fast
 
 
 @pytest.fixture

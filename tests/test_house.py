@@ -152,6 +152,7 @@ def test_measurements_run(command):
     (('experiments.train', '--hidden=0'), '0 is less than 1'),
     (('experiments.train', '--epochs=9', '--milestones=9'), 'each must come before the last epoch'),
     (('experiments.train', '--accumulate=3'), '--accumulate=3 does not divide --batch_size=32'),
+    (('experiments.train', '--loss=taps'), 'the model has 3 activations and cannot be cut after 4'),
     (('experiments.train', '--statistics=attacked'), 'is an option of --loss=pgd, sabr'),
     (('experiments.train', '--epochs=5', '--ramp_epochs=9'), 'ends before the ramp of eps does'),
     (('experiments.train', '--loss=trades', '--pgd_step=.1'), 'is an option of --loss=pgd, sabr'),

@@ -20,7 +20,8 @@ from ibpjax.margins import margins
 from ibpjax.nn.sequential import Sequential, is_activation
 from ibpjax.training.expressive import small_box
 from ibpjax.training.losses import robust_loss
-from ibpjax.training.objectives import lower_margins, unverified
+from ibpjax.training.objectives import lower_margins, radius_for, unverified
+from ibpjax.training.regularizers import Regularizer
 from ibpjax.unsound import unsound
 
 _REACH = .5  # share of a box, from either end, in which points pull at that end
@@ -39,7 +40,7 @@ def halves(activations: int) -> tuple[Callable, Callable]:
       if seen == activations:
         first, rest = (Sequential(layers) for layers in (model.layers[:i + 1], model.layers[i + 1:]))
         return first, rest, len(first.norms())
-    raise ValueError(f'the model has {seen} activations, none of them the {activations}th that it is to be cut after')
+    raise ValueError(f'the model has {seen} activations and cannot be cut after {activations} of them')
 
   def first(params, x):
     model, stats = params
@@ -56,7 +57,7 @@ def halves(activations: int) -> tuple[Callable, Callable]:
 @functools.partial(unsound, reason='attacks inside of the network are no bounds')
 def taps_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
                    points: Any = None, share: float = 1., cut: tuple[Callable, Callable], until: float = 0.,
-                   weight: float = 5., steps: int = 20,
+                   weight: float = 5., steps: int = 20, regularizer: Regularizer | None = None,
                    clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
   """TAPS: (loss of margins attacked inside of the network) * (loss of interval bounds); with small boxes, STAPS.
 
@@ -71,22 +72,24 @@ def taps_objective(f: Callable, params: Any, logits: Any, images: Any, labels: A
     until: below this radius the loss is that of interval bounds; the radius of the end of a ramp, for instance.
     weight: of the gradient of the first factor, not of its value.
     steps: of the attacks.
+    regularizer: as in `ibp_objective`.
 
-  Metrics: attacked_inside_error, the fraction for which the attack inside succeeds; bounds_error, the fraction that the
+  Metrics: attacked_inside_error, the fraction for which the attack inside succeeds (below `until`, as the next one);
+    bounds_error, the fraction that the
     interval bounds do not verify (on small boxes, if there are points).
   Source: Mao et al. 2023, sections 3.1 to 3.4; the released code for the steps and the gradient.
   """
-  ball = linf_ball(images, eps, *clip)
+  ball = linf_ball(images, radius_for(eps, regularizer), *clip)
   box = ball if points is None else small_box(ball, points, share)
-  lower, _ = lower_margins(f, params, logits, box, labels, eps, None)
+  lower, more = lower_margins(f, params, logits, box, labels, eps, regularizer)
   bound = robust_loss(lower)
 
   def product():
     inside = attacked_inside(*cut, params, box, labels, key, steps)
     attacked = robust_loss(inside)
     return (weight * attacked - lax.stop_gradient((weight - 1) * attacked)) * bound, unverified(inside)
-  loss, error = lax.cond(eps >= until, product, lambda: (bound, jnp.full_like(unverified(lower), jnp.nan)))
-  return loss, dict(attacked_inside_error=error, bounds_error=unverified(lower))
+  loss, error = lax.cond(eps >= until, product, lambda: (bound, unverified(lower)))
+  return loss, dict(attacked_inside_error=error, bounds_error=unverified(lower), **more)
 
 
 def attacked_inside(first: Callable, rest: Callable, params: Any, box: Interval, labels: Any, key: Any,
@@ -94,7 +97,7 @@ def attacked_inside(first: Callable, rest: Callable, params: Any, box: Interval,
   """The least margins that attacks find in the interval bounds of a hidden layer: (batch, classes - 1). No bounds.
 
   Each margin has an attack of its own: from a random point, sign-gradient steps of max(0.2, 2 / steps) of the widths of
-  the box, a fifth of that after 0.7 of 10 steps or more; the best point counts. Gradients: `pulled`.
+  the box, a fifth of that after 0.7 of 10 to 50 steps; the best point counts. Gradients: `pulled`.
   """
   def one(box, label, key):
     latent = ibp(first)(params, box)
@@ -102,7 +105,7 @@ def attacked_inside(first: Callable, rest: Callable, params: Any, box: Interval,
 
     def values(params, h):
       return margins(rest(params, h), label)
-    late = (np.arange(steps) >= .7 * steps) & (steps >= 10)
+    late = (np.arange(steps) >= .7 * steps) & (10 <= steps <= 50)
     lengths = jnp.asarray(max(.2, 2 / steps) * np.where(late, .2, 1.), latent.dtype)
     count = jax.eval_shape(values, params, latent.lower).shape[0]
 

@@ -70,13 +70,14 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     statistics: the batch that batch-norm statistics are those of, in all passes and with gradients: 'clean', or
       'attacked', the points of the attack, which then itself runs on the stored averages.
     accumulate: equal parts of the batch that the objective is computed for one after the other, to save memory. The
-      statistics are those of the whole batch, and so is the step; only regularizers and Exp-IBP, which are no means
-      over examples, become means over the parts.
+      statistics are those of the whole batch, and so is the step; only what is no mean over examples becomes a mean
+      over the parts: regularizers, Exp-IBP and TAPS.
     l1: weight of the L1 norm of the kernels.
     eta: schedule of the slope of all LeakyReLUs and ParamRamps; None leaves it as it is.
     weight_noise, weight_samples: the loss is the mean over so many samples of the parameters, to each array of which
       normal noise of this share of the standard deviation of its numbers is added (Gaussian loss smoothing, Balauca et
-      al. 2025); none at 0.
+      al. 2025); none at 0. Metrics are means over the samples; the stored statistics are those of the clean batch
+      without noise.
     height_noise: added to the heights of ParamRamps after the step (see `ibpjax.nn.jittered`).
 
   Returns:
@@ -96,14 +97,17 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     model, stats = params
     return model(x[None], stats)[0]
 
+  of_loss, of_weights, of_heights = jax.random.split(key, 3)
+
   def loss(params, key):
+    attacking, choosing = jax.random.split(key)
     model, points = nnx.merge(graphdef, params, batch_stats), dict[str, Any]()
     logits: Any = None
     stats: Any = None
     if statistics == 'clean':
       logits, stats = model.with_statistics(images)
     if attack is not None:
-      points = dict(points=attack(one, (model, stats), images, labels, radius, key))
+      points = dict(points=attack(one, (model, stats), images, labels, radius, attacking))
     if stats is None:
       _, stats = model.with_statistics(points['points'])
       logits = model(images, stats)
@@ -112,7 +116,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     if objective is not None:
       def part(logits, images, labels, key, points):
         return objective(one, (model, stats), logits, images, labels, radius, key, **points)
-      robust, more = _accumulated(part, accumulate, logits, images, labels, key, points)
+      robust, more = _accumulated(part, accumulate, logits, images, labels, choosing, points)
       metrics |= dict(robust=robust, eps=radius, kappa=jnp.asarray(weight), **more)
       absent = isinstance(weight, int | float) and weight == 0
       total = robust if absent else weight * natural + (1 - weight) * robust
@@ -121,18 +125,20 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
 
   def smoothed(params):
     if not weight_noise:
-      return loss(params, key)
-    keys = jax.random.split(key, weight_samples)
-    found = jax.vmap(lambda key: loss(_perturbed(params, jax.random.fold_in(key, 1), weight_noise), key))(keys)
+      return loss(params, of_loss)
+    keys = jax.random.split(of_weights, (weight_samples, 2))
+    found = jax.vmap(lambda keys: loss(_perturbed(params, keys[0], weight_noise), keys[1]))(keys)
     return jax.tree.map(lambda x: x.mean(0), found)
 
   (value, (metrics, stats)), gradients = jax.value_and_grad(smoothed, has_aux=True)(state.params)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
   model = nnx.merge(graphdef, optax.apply_updates(state.params, updates), batch_stats)
+  if weight_noise:  # what is stored is for the weights without noise
+    _, stats = nnx.merge(graphdef, state.params, state.batch_stats).with_statistics(images)
   model.record(stats)
   if height_noise:
-    jittered(model, jax.random.fold_in(key, 1), height_noise)
+    jittered(model, of_heights, height_noise)
   project(model)
   _, (params, batch_stats) = split(model)
   return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
