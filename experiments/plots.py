@@ -140,10 +140,7 @@ def tradeoff(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
   for (name, points), colour in zip(runs.items(), _colours(len(runs))):
     if not points:
       continue
-    x, y = (np.array([p[kind] for p in points]) for kind in ('natural', 'verified'))
-    reach = [np.abs(values[:, 1:] - values[:, :1]).T for values in (x, y)]
-    axis.errorbar(x[:, 0], y[:, 0], xerr=reach[0], yerr=reach[1], fmt='o', color=colour, label=name, elinewidth=1)
-    labels += [(p['natural'][0], p['verified'][0], f'eps {p["eps"]}', colour) for p in points]
+    labels += _with_bars(axis, points, [f'eps {p["eps"]}' for p in points], fmt='o', color=colour, label=name)
   axis.margins(.12)
   (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
   axis.set(xlabel='natural error [%]', ylabel='verified error [%]', xlim=(max(0, left), right),
@@ -164,14 +161,19 @@ def front(path: pathlib.Path, sweep: str, points: dict[str, list[dict[str, Any]]
   for eps, colour in zip(radii, _colours(len(radii))):
     found = [(value, p) for value, ps in points.items() for p in ps if p['eps'] == eps]
     found.sort(key=lambda pair: pair[1]['natural'][0])
-    x, y = (np.array([p[kind] for _, p in found]) for kind in ('natural', 'verified'))
-    reach = [np.abs(values[:, 1:] - values[:, :1]).T for values in (x, y)]
-    axis.errorbar(x[:, 0], y[:, 0], xerr=reach[0], yerr=reach[1], fmt='o-', color=colour, label=f'eps {eps}',
-                  elinewidth=1, linewidth=1, markersize=4)
-    labels += [(p['natural'][0], p['verified'][0], value, colour) for value, p in found]
+    labels += _with_bars(axis, [p for _, p in found], [value for value, _ in found], fmt='o-', color=colour,
+                         label=f'eps {eps}', linewidth=1, markersize=4)
   axis.set(xlabel='natural error [%]', ylabel='verified error [%]',
            title=f'values of {sweep}; bars: 95 % (Wilson), or ± deviation over seeds')
   _finish(figure, axis, path, labels)
+
+
+def _with_bars(axis: Any, points: list[dict[str, Any]], texts: list[str], **style: Any) -> list[Any]:
+  """Draws points of natural and verified error (value, low, high) with bars; their labels, for `_finish`."""
+  x, y = (np.array([p[kind] for p in points]) for kind in ('natural', 'verified'))
+  reach = [np.abs(values[:, 1:] - values[:, :1]).T for values in (x, y)]
+  axis.errorbar(x[:, 0], y[:, 0], xerr=reach[0], yerr=reach[1], elinewidth=1, **style)
+  return [(natural, verified, text, style['color']) for natural, verified, text in zip(x[:, 0], y[:, 0], texts)]
 
 
 def tightness(path: pathlib.Path, radii: list[float], widths: dict[str, list[list[float]]], title: str) -> None:

@@ -22,13 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags, logging
 from flax import nnx
 from tqdm import tqdm
 
 import ibpjax
-from experiments import configs, datasets, logs, pipeline, plots, runs
+from experiments import configs, datasets, logs, pipeline, plots, recipe, runs
 from experiments.flags import define_integers, define_radius
 from ibpjax import nn, training
 from ibpjax.training import augment
@@ -111,8 +110,6 @@ flags.DEFINE_enum('config', None, sorted(m.name for m in pkgutil.iter_modules(co
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
 
 _ANALYSED = 200   # examples whose bounds are looked at layer by layer
-_ATTACKED = ('pgd', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp', 'ibp-r', 'staps')
-_EXPRESSIVE = {'mtl-ibp': training.mtl_objective, 'cc-ibp': training.cc_objective, 'exp-ibp': training.exp_objective}
 
 
 def take_config() -> None:
@@ -141,66 +138,17 @@ def check_flags() -> None:
       len(FLAGS.eta_epochs) == 2 and FLAGS.eta_epochs[0] < FLAGS.eta_epochs[1] <= FLAGS.epochs):
     raise app.UsageError(f'--eta_epochs={",".join(map(str, FLAGS.eta_epochs))}: the slope changes between two epochs, '
                          f'the second not after --epochs={FLAGS.epochs}')
-  if FLAGS.regularizer_weight and FLAGS.loss not in (regularized := ('ibp', 'sabr', 'taps', 'staps', *_EXPRESSIVE)):
-    raise app.UsageError(f'--regularizer_weight is an option of --loss={", ".join(regularized)}, not of {FLAGS.loss}')
-  if FLAGS.pgd_step is not None and FLAGS.loss not in _ATTACKED:
-    raise app.UsageError(f'--pgd_step is an option of --loss={", ".join(_ATTACKED)}, not of {FLAGS.loss}')
-  if FLAGS.statistics == 'attacked' and FLAGS.loss not in _ATTACKED:
-    raise app.UsageError(f'--statistics=attacked is an option of --loss={", ".join(_ATTACKED)}, not of {FLAGS.loss}')
+  for text, given, losses in (('--regularizer_weight', FLAGS.regularizer_weight, recipe.REGULARIZED),
+                              ('--pgd_step', FLAGS.pgd_step is not None, recipe.ATTACKED),
+                              ('--statistics=attacked', FLAGS.statistics == 'attacked', recipe.ATTACKED)):
+    if given and FLAGS.loss not in losses:
+      raise app.UsageError(f'{text} is an option of --loss={", ".join(losses)}, not of {FLAGS.loss}')
   if FLAGS.batch_size % FLAGS.accumulate:
     raise app.UsageError(f'--accumulate={FLAGS.accumulate} does not divide --batch_size={FLAGS.batch_size}')
   if not FLAGS.seeds:
     raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
     raise app.UsageError(f'--swa_from={FLAGS.swa_from} comes after the last epoch, {FLAGS.epochs}')
-
-
-def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> dict[str, Any]:
-  """What `train_step` takes beside the model and the optimizer; `std` is what the model divides pixels by."""
-  ramp = dict(start=FLAGS.warmup_epochs * per_epoch, length=FLAGS.ramp_epochs * per_epoch)
-  eps = getattr(training, FLAGS.schedule)(FLAGS.eps, **ramp)
-  trades = functools.partial(training.trades_objective, steps=FLAGS.pgd_steps, weight=FLAGS.trades_weight)
-
-  def falling(end):
-    return lambda radius: 1 + radius / FLAGS.eps * (end - 1) if FLAGS.eps else 1.
-  beta, share = falling(FLAGS.beta_end), falling(0.)
-  linear = functools.partial(training.crown_objective, beta=beta)
-  regularizer = functools.partial(
-      training.warm_up_regularizer, std=np.reshape(std, (1, 1, 1, -1)).astype(np.float32),
-      weight=lambda radius: FLAGS.regularizer_weight * share(radius))
-  options: dict[str, Any] = dict(regularizer=regularizer if FLAGS.regularizer_weight else None)
-  expressive = {name: functools.partial(f, alpha=FLAGS.alpha, **options) for name, f in _EXPRESSIVE.items()}
-  taps = functools.partial(training.taps_objective, cut=training.halves(FLAGS.cut), weight=FLAGS.cut_weight,
-                           steps=FLAGS.pgd_steps, until=FLAGS.eps * (1 - 1e-6), **options)
-  objective = {
-      'ibp': functools.partial(training.ibp_objective, **options), 'natural': None, 'trades': trades,
-      'pgd': training.adversarial_objective,
-      'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
-      'fused': functools.partial(training.fused_objective, beta=beta), **expressive,
-      'ibp-r': functools.partial(training.ibp_r_objective, weight=FLAGS.instability), 'taps': taps,
-      'staps': functools.partial(taps, share=FLAGS.box_share),
-      'sabr': functools.partial(training.sabr_objective, share=FLAGS.box_share, **options)}[FLAGS.loss]
-  attack = functools.partial(training.attacked, steps=FLAGS.pgd_steps, step=FLAGS.pgd_step, scale=FLAGS.attack_scale)
-  kappa = training.tied(eps, FLAGS.eps, FLAGS.kappa_start, FLAGS.kappa_end)
-  return dict(eps=eps, kappa=kappa, objective=objective, attack=attack if FLAGS.loss in _ATTACKED else None,
-              statistics=FLAGS.statistics, accumulate=FLAGS.accumulate, l1=FLAGS.l1, eta=slopes(per_epoch),
-              height_noise=FLAGS.height_noise, weight_noise=FLAGS.weight_noise, weight_samples=FLAGS.weight_samples)
-
-
-def slopes(per_epoch: int) -> training.schedules.Schedule | None:
-  """The schedule of the slope of activations; None if it does not change."""
-  if FLAGS.eta_end is None:
-    return None
-  first, last = FLAGS.eta_epochs
-  return training.linear(FLAGS.eta_end, first * per_epoch, (last - first) * per_epoch, initial=FLAGS.eta)
-
-
-def optimizer_for(per_epoch: int) -> optax.GradientTransformation:
-  """Adam with a decaying rate, clipping before it."""
-  decays = {epoch * per_epoch: FLAGS.decay for epoch in FLAGS.milestones}
-  rate = optax.piecewise_constant_schedule(FLAGS.learning_rate, decays)
-  clip = [optax.clip_by_global_norm(FLAGS.gradient_clip)] if FLAGS.gradient_clip else []
-  return optax.chain(*clip, optax.adam(rate))
 
 
 def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
@@ -285,7 +233,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
           pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers))
   per_epoch = len(feed)
   total = FLAGS.epochs * per_epoch
-  optimizer, options = optimizer_for(per_epoch), objective_and_schedules(per_epoch, facts.std)
+  optimizer, options = recipe.optimizer(per_epoch), recipe.objective_and_schedules(per_epoch, facts.std)
   known = FLAGS.get_key_flags_for_module(__name__)
   config = {f.name: f.value for f in known} | dict(seed=seed)
   model, key = runs.build_model(config, facts, seed), jax.random.key(seed)
@@ -326,6 +274,11 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     return log.records[-1]
   evaluate = evaluator(graphdef, facts, data.validation or data.test, 'validation' if data.validation else 'test',
                        FLAGS.eps if FLAGS.test_eps is None else FLAGS.test_eps)
+
+  def measured(params):
+    clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
+    return training.measured_batch_stats(graphdef, params, now['state'].batch_stats, clean)
+
   last, seconds = time.monotonic(), lambda: before + time.monotonic() - begun
   with tqdm(total=total, initial=start, desc=str(out), unit='step', disable=None) as bar:
     for number, images, labels in steps(feed, per_epoch, start, total):
@@ -344,9 +297,6 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         now['sums'] = zeros()
         if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
           now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
-        def measured(params):
-          clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
-          return training.measured_batch_stats(graphdef, params, now['state'].batch_stats, clean)
         if FLAGS.population_statistics:
           now['state'] = dataclasses.replace(now['state'], batch_stats=measured(now['state'].params))
         params, batch_stats = now['state'].params, now['state'].batch_stats

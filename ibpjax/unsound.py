@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UnsoundObjective:
-  """An objective whose bounds are not bounds over the whole ball.
+  """An objective whose bounds are not bounds over the whole ball; with `functools.partial`, a decorator.
 
   Attributes:
     objective: itself.
@@ -24,11 +24,6 @@ class UnsoundObjective:
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """As the objective."""
     return self.objective(*args, **kwargs)
-
-
-def unsound(objective: Callable, *, reason: str) -> UnsoundObjective:
-  """An objective, marked; with `functools.partial(unsound, reason=...)` a decorator."""
-  return UnsoundObjective(objective, reason)
 
 
 def why_unsound(f: Any) -> str | None:

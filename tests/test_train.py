@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 
-from experiments import datasets, runs, train
+from experiments import datasets, recipe, runs, train
 from experiments.datasets import Split
 from experiments.opened import open_run
 from ibpjax import nn, training
@@ -37,7 +37,7 @@ def given():
 
 def rates(steps, per_epoch):
   """What the optimizer makes of gradients of 1: Adam's steps are as long as the learning rate."""
-  optimizer, lengths = train.optimizer_for(per_epoch), []
+  optimizer, lengths = recipe.optimizer(per_epoch), []
   state = optimizer.init(jnp.zeros(1))
   for _ in range(steps):
     update, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
@@ -61,7 +61,7 @@ def test_gradients_are_clipped(given):
   """Adam forgets the size of gradients but not how it changes: after a huge one, a clipped run is not at a stand."""
   def second(*arguments):
     given('--learning_rate=1', *arguments)
-    optimizer = train.optimizer_for(1)
+    optimizer = recipe.optimizer(1)
     state = optimizer.init(jnp.zeros(1))
     _, state = optimizer.update(jnp.full(1, 1e6), state, jnp.zeros(1))
     return float(optimizer.update(jnp.ones(1), state, jnp.zeros(1))[0][0])
@@ -72,29 +72,29 @@ def test_gradients_are_clipped(given):
 def test_schedules(given):
   given('--eps=.4', '--warmup_epochs=2', '--ramp_epochs=4', '--epochs=8', '--schedule=linear', '--kappa_start=.8',
         '--kappa_end=.3')
-  options = train.objective_and_schedules(10)
+  options = recipe.objective_and_schedules(10)
   steps = [0, 20, 40, 60, 79]
   np.testing.assert_allclose([float(options['eps'](s)) for s in steps], [0, 0, .2, .4, .4], atol=1e-6)
   np.testing.assert_allclose([float(options['kappa'](s)) for s in steps], [.8, .8, .55, .3, .3], atol=1e-6)
   given('--eps=.4', '--warmup_epochs=2', '--ramp_epochs=4', '--epochs=8', '--schedule=smoothed')
-  assert float(train.objective_and_schedules(10)['eps'](30)) < .09
+  assert float(recipe.objective_and_schedules(10)['eps'](30)) < .09
   given('--l1=.25')
-  assert train.objective_and_schedules(10)['l1'] == .25
+  assert recipe.objective_and_schedules(10)['l1'] == .25
 
 
 def test_slopes_of_ramps(given):
   given('--activation=param_ramp', '--eta=.01', '--eta_end=0', '--eta_epochs=2,6')
-  slope = train.objective_and_schedules(10)['eta']
+  slope = recipe.objective_and_schedules(10)['eta']
   np.testing.assert_allclose([float(slope(s)) for s in (0, 20, 40, 60, 79)], [.01, .01, .005, 0, 0], atol=1e-9)
   given('--activation=param_ramp', '--eta=.01')
-  assert train.objective_and_schedules(10)['eta'] is None
+  assert recipe.objective_and_schedules(10)['eta'] is None
 
 
 def test_ramps_bend_at_the_first_radius(given):
   given('--model=mlp', '--hidden=8', '--activation=param_ramp')
   facts, data = datasets.FACTS['digits'], datasets.load('digits', '')
   config = dict(model='mlp', hidden=[8], activation='param_ramp', eta=.25)
-  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), train.optimizer_for(1))
+  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), recipe.optimizer(1))
   model = nnx.merge(graphdef, state.params, state.batch_stats)
   after = train.bent(graphdef, state, facts, data.train)
   ramp, = nn.ramps(nnx.merge(graphdef, after.params, after.batch_stats))
@@ -120,7 +120,7 @@ def test_configs_are_flags_of_training(name, given):
     for flag in more:
       key, value = flag[2:].split('=')
       assert FLAGS[key].value == FLAGS[key].parser.parse(value)
-    options = train.objective_and_schedules(10)
+    options = recipe.objective_and_schedules(10)
     assert float(options['eps'](10 * FLAGS.epochs)) == pytest.approx(FLAGS.eps)
     assert FLAGS.test_eps is None or FLAGS.test_eps < FLAGS.eps
     assert (FLAGS.statistics == 'attacked') == ('ibp' in FLAGS.loss and options['attack'] is not None)
@@ -138,11 +138,11 @@ def one_step(*arguments, given):
   given('--model=mlp', '--hidden=8', '--eps=.3', '--warmup_epochs=0', '--ramp_epochs=0', '--pgd_steps=3', *arguments)
   facts = datasets.FACTS['digits']
   config = dict(model='mlp', hidden=FLAGS.hidden)
-  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), train.optimizer_for(1))
+  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), recipe.optimizer(1))
   images = jax.random.uniform(jax.random.key(0), (16, *facts.shape))
   step = jax.jit(lambda state: training.train_step(
-      state, (images, jnp.arange(16) % 10), jax.random.key(1), graphdef=graphdef, optimizer=train.optimizer_for(1),
-      **train.objective_and_schedules(1)))
+      state, (images, jnp.arange(16) % 10), jax.random.key(1), graphdef=graphdef, optimizer=recipe.optimizer(1),
+      **recipe.objective_and_schedules(1)))
   return {k: float(v) for k, v in step(state)[1].items()}
 
 
@@ -180,10 +180,10 @@ def test_regularizers(given):
   assert before['loss'] == pytest.approx(before['robust'] + before['penalty'], rel=1e-5)
   assert one_step('--regularizer_weight=.5', given=given)['penalty'] == pytest.approx(0, abs=1e-6)  # eps has its value
   assert 'penalty' not in one_step(given=given)
-  cifar = train.objective_and_schedules(1, datasets.FACTS['cifar10'].std)['objective'].keywords['regularizer']
+  cifar = recipe.objective_and_schedules(1, datasets.FACTS['cifar10'].std)['objective'].keywords['regularizer']
   assert cifar is None
   given('--regularizer_weight=.5')
-  cifar = train.objective_and_schedules(1, datasets.FACTS['cifar10'].std)['objective'].keywords['regularizer']
+  cifar = recipe.objective_and_schedules(1, datasets.FACTS['cifar10'].std)['objective'].keywords['regularizer']
   np.testing.assert_allclose(cifar.keywords['std'].ravel(), datasets.FACTS['cifar10'].std, rtol=1e-6)
 
 

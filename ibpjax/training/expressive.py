@@ -17,7 +17,7 @@ from ibpjax.interval import Interval, linf_ball
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, margins_of, radius_for, unverified
 from ibpjax.training.regularizers import Regularizer, instability
-from ibpjax.unsound import unsound
+from ibpjax.unsound import UnsoundObjective
 
 
 def small_box(box: Interval, points: Any, share: Any) -> Interval:
@@ -35,7 +35,7 @@ def small_box(box: Interval, points: Any, share: Any) -> Interval:
   return Interval(jnp.maximum(centre - radius, box.lower), jnp.minimum(centre + radius, box.upper))
 
 
-@functools.partial(unsound, reason='the bounds are over a small box and not over the ball')
+@functools.partial(UnsoundObjective, reason='the bounds are over a small box and not over the ball')
 def sabr_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
                    points: Any, share: float, regularizer: Regularizer | None = None,
                    clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
@@ -110,7 +110,7 @@ def ibp_r_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   attacked = jax.vmap(margins_of(f), over)(params, points, labels)
   bounds, inside = jax.vmap(ibp(margins_of(f), elide=True, intermediates=True), over)(
       params, linf_ball(images, eps, *clip), labels)
-  unstable = jnp.mean(jax.vmap(lambda bounds: instability(list(bounds.values())))(inside.bounds))
+  unstable = instability(list(inside.bounds.values())) / len(images)
   return robust_loss(attacked) + weight / 2 * unstable, dict(
       attacked_error=unverified(attacked), verified_error=unverified(bounds.lower), instability=unstable)
 

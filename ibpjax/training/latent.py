@@ -22,7 +22,7 @@ from ibpjax.training.expressive import small_box
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, radius_for, unverified
 from ibpjax.training.regularizers import Regularizer
-from ibpjax.unsound import unsound
+from ibpjax.unsound import UnsoundObjective
 
 _REACH = .5  # share of a box, from either end, in which points pull at that end
 
@@ -54,7 +54,7 @@ def halves(activations: int) -> tuple[Callable, Callable]:
   return first, rest
 
 
-@functools.partial(unsound, reason='attacks inside of the network are no bounds')
+@functools.partial(UnsoundObjective, reason='attacks inside of the network are no bounds')
 def taps_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
                    points: Any = None, share: float = 1., cut: tuple[Callable, Callable], until: float = 0.,
                    weight: float = 5., steps: int = 20, regularizer: Regularizer | None = None,

@@ -57,7 +57,7 @@ def instability(bounds: Sequence[Interval]) -> Any:
   """The sum over neurons of relu(-lower) * relu(upper): 0 where all ReLUs are stable.
 
   Args:
-    bounds: of what goes into each ReLU of one example.
+    bounds: of what goes into each ReLU, any shapes.
 
   Source: De Palma et al. 2022 (IBP-R), section 3; the area of the triangle relaxation, twice.
   """

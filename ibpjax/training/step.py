@@ -101,14 +101,15 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
 
   def loss(params, key):
     attacking, choosing = jax.random.split(key)
-    model, points = nnx.merge(graphdef, params, batch_stats), dict[str, Any]()
-    logits: Any = None
-    stats: Any = None
+    model = nnx.merge(graphdef, params, batch_stats)
+
+    def found(stats):
+      return {} if attack is None else dict(points=attack(one, (model, stats), images, labels, radius, attacking))
     if statistics == 'clean':
       logits, stats = model.with_statistics(images)
-    if attack is not None:
-      points = dict(points=attack(one, (model, stats), images, labels, radius, attacking))
-    if stats is None:
+      points = found(stats)
+    else:
+      points = found(None)
       _, stats = model.with_statistics(points['points'])
       logits = model(images, stats)
     natural = total = natural_loss(logits, labels)
@@ -135,7 +136,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
   metrics |= dict(loss=value, gradient_norm=optax.tree.norm(gradients))
   model = nnx.merge(graphdef, optax.apply_updates(state.params, updates), batch_stats)
   if weight_noise:  # what is stored is for the weights without noise
-    _, stats = nnx.merge(graphdef, state.params, state.batch_stats).with_statistics(images)
+    _, stats = nnx.merge(graphdef, state.params, batch_stats).with_statistics(images)
   model.record(stats)
   if height_noise:
     jittered(model, of_heights, height_noise)
