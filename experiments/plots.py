@@ -236,6 +236,60 @@ def neuron_states(path: pathlib.Path, layers: list[dict[str, float]], title: str
   _finish(figure, axis, path)
 
 
+def expected_blocks(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
+  """Radius of IBP over that of ETB against the hidden units of single blocks; rows as in `experiments.etb`."""
+  figure, axis = plt.subplots(figsize=(7, 4.2), layout='constrained')
+  for i, rho in enumerate(dict.fromkeys(row['rho'] for row in rows)):
+    mine = [row for row in rows if row['rho'] == rho]
+    k = [row['k'] for row in mine]
+    axis.plot(k, [row['ratio'] for row in mine], 'o', color=f'C{i}', markersize=5, label=f'rho {rho:g}')
+    axis.plot(k, [row['predicted'] for row in mine], '-', color=f'C{i}', linewidth=1, label=f'rho {rho:g}, predicted')
+  axis.axhline(1, color='black', linewidth=.8)
+  axis.set(xscale='log', yscale='log', xlabel='hidden units of a block', ylabel='radius of IBP over that of ETB')
+  _finish(figure, axis, path)
+
+
+def expected_depth(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  """Widths and misses against depth, a row of panels for each kind of random network; rows as in `experiments.etb`."""
+  kinds = list(dict.fromkeys((row['k'], row['eps']) for row in rows))
+  figure, axes = plt.subplots(len(kinds), 2, figsize=(11, 3.2 * len(kinds)), layout='constrained', squeeze=False)
+  for (k, eps), (left, right) in zip(kinds, axes):
+    mine = [row for row in rows if (row['k'], row['eps']) == (k, eps)]
+    layers = [row['layers'] for row in mine]
+    for i, name in enumerate(mine[0]['width']):
+      style = dict(color=f'C{i}', marker='o', markersize=3, linewidth=1.2, label=name)
+      left.plot(layers, [row['width'][name] for row in mine], **style)
+      right.plot(layers, [100 * row['missed'][name] for row in mine], **style)
+    left.set(yscale='log', xlabel='affine layers', ylabel='width / inner estimate', title=f'{k} units, eps {eps:g}')
+    right.set(xlabel='affine layers', ylabel='miss a part of the range [%]', ylim=(-2, 102),
+              title=left.get_title())
+    for axis in (left, right):
+      axis.spines[['top', 'right']].set_visible(False)
+      axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+  _finish(figure, axes[0, 1], path)
+
+
+def expected_runs(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  """Of each run: accuracy under attack, as expected and as sound bounds verify; rows as in `experiments.etb`."""
+  runs = list(dict.fromkeys(row['run'] for row in rows))
+  figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs) + 2, 3.8), layout='constrained', squeeze=False,
+                              sharey=True)
+  kinds = {'robust': 'attacked', 'says': 'expected, not certified', 'says_centred': 'centred, not certified',
+           'says_mask': 'sound, slopes 1', 'says_chord': 'sound, chords'}
+  for run, axis in zip(runs, axes[0]):
+    mine = sorted((row for row in rows if row['run'] == run), key=lambda row: row['eps'])
+    radii = [row['eps'] for row in mine]
+    for i, (key, label) in enumerate(kinds.items()):
+      axis.plot(radii, [100 * row[key] for row in mine], '--' if 'not' in label else '-', color=f'C{i}', marker='o',
+                markersize=3, label=label)
+    gap = [(100 * row['robust'], 100 * row['says_centred']) for row in mine]
+    axis.fill_between(radii, *zip(*gap), where=[b > a for a, b in gap], color='C2', alpha=.15, linewidth=0)
+    axis.set(xlabel='eps, pixels in [0, 1]', ylim=(0, 102), title='/'.join(pathlib.Path(run).parts[-2:]))
+    axis.spines[['top', 'right']].set_visible(False)
+  axes[0, 0].set(ylabel='examples [%]')
+  _finish(figure, axes[0, -1], path)
+
+
 def _colours(n: int) -> list[Any]:
   """One colour for each of n names."""
   return [f'C{i}' for i in range(n)] if n <= 10 else list(plt.get_cmap('turbo')(np.linspace(0, 1, n)))

@@ -36,6 +36,9 @@ def objective_and_schedules(per_epoch: int, std: tuple[float, ...] = (1.,)) -> d
       'ibp': functools.partial(training.ibp_objective, **options), 'natural': None, 'trades': trades,
       'pgd': training.adversarial_objective,
       'crown-ibp': linear, 'crown-lbp': functools.partial(linear, intermediate='lbp'),
+      'etb': functools.partial(training.etb_objective, weight=FLAGS.etb_weight,
+                               temperature=FLAGS.temperature or None),
+      'companion': training.companion_objective,
       'fused': functools.partial(training.fused_objective, beta=beta), **expressive,
       'ibp-r': functools.partial(training.ibp_r_objective, weight=FLAGS.instability), 'taps': taps,
       'staps': functools.partial(taps, share=FLAGS.box_share),
@@ -56,8 +59,9 @@ def slopes(per_epoch: int) -> training.schedules.Schedule | None:
 
 
 def optimizer(per_epoch: int) -> optax.GradientTransformation:
-  """Adam with a decaying rate, clipping before it."""
+  """Adam or SGD with momentum and a decaying rate, clipping before it."""
   decays = {epoch * per_epoch: FLAGS.decay for epoch in FLAGS.milestones}
   rate = optax.piecewise_constant_schedule(FLAGS.learning_rate, decays)
   clip = [optax.clip_by_global_norm(FLAGS.gradient_clip)] if FLAGS.gradient_clip else []
-  return optax.chain(*clip, optax.adam(rate))
+  decay = [optax.add_decayed_weights(FLAGS.weight_decay)] if FLAGS.weight_decay else []
+  return optax.chain(*clip, *decay, optax.adam(rate) if FLAGS.optimizer == 'adam' else optax.sgd(rate, momentum=.9))

@@ -22,14 +22,14 @@ from ibpjax.training.checkpoints import Checkpoints, fill
 
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
     'mlp': nn.mlp, 'dm_small': nn.dm_small, 'dm_medium': nn.dm_medium, 'dm_large': nn.dm_large,
-    'wk_small': nn.wk_small, 'cnn5': nn.cnn5, 'cnn7': nn.cnn7, 'cnn9': nn.cnn9,
-    'cnn7_tiny': functools.partial(nn.cnn7, last_stride=2), 'wide_resnet8': nn.wide_resnet8,
-    'wide_resnet8_tiny': functools.partial(nn.wide_resnet8, width=10), 'resnext': nn.resnext,
-    'resnext_tiny': functools.partial(nn.resnext, stem=16, bottleneck=8, blocks=2)}
+    'dm_large_200': functools.partial(nn.dm_large, hidden=200), 'wk_small': nn.wk_small,
+    'cnn5': nn.cnn5, 'cnn7': nn.cnn7, 'cnn9': nn.cnn9, 'cnn7_tiny': functools.partial(nn.cnn7, last_stride=2),
+    'wide_resnet8': nn.wide_resnet8, 'wide_resnet8_tiny': functools.partial(nn.wide_resnet8, width=10),
+    'resnext': nn.resnext, 'resnext_tiny': functools.partial(nn.resnext, stem=16, bottleneck=8, blocks=2)}
 ACTIVATIONS: dict[str, Callable[..., Any]] = {'relu': jax.nn.relu, 'leaky_relu': nn.LeakyReLU,
                                               'param_ramp': nn.ParamRamp}
 # Flags that are options of some models only.
-OPTIONS = {'hidden': ['mlp'], 'width': ['cnn5', 'cnn7', 'cnn7_tiny', 'cnn9', 'dm_large'],
+OPTIONS = {'hidden': ['mlp'], 'width': ['cnn5', 'cnn7', 'cnn7_tiny', 'cnn9', 'dm_large', 'dm_large_200'],
            'valid': ['dm_small', 'dm_medium']}
 # Flags that say how and where a run is done, not what is computed: these may change when it goes on.
 CIRCUMSTANCES = {'out', 'config', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds'}

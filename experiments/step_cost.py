@@ -1,13 +1,16 @@
-"""Measures what a step of training costs: IBP beside natural, and the input pipeline beside both.
+"""Measures what a step of training costs: certified losses beside natural, and the input pipeline beside both.
 
     python -m experiments.step_cost --models=mlp,dm_small --batch_size=256
+    python -m experiments.step_cost --models=dm_small,dm_medium --valid --losses=ibp,etb,companion --batch_size=32
 
-Natural steps, IBP steps (kappa 0: the natural loss is but measured) and steps on a mixture of both losses run in turn
-(A B C A B C ...), optimizer and metrics included, on images of MNIST's shape made at random and held on the device
-as stored bytes. Drawing a batch is timed by itself, beside the step that it is drawn for.
+Natural steps, steps of the losses (kappa 0: the natural loss is but measured) and of `mixed`, IBP and the natural loss,
+run in turn (A B C A B C ...), optimizer and metrics included, on images of MNIST's shape made at random and held on
+the device as stored bytes. XLA cost is the number of floating-point operations that the compiled program reports, that
+of a natural step for each example. Drawing a batch is timed by itself, beside the first loss.
 """
 import functools
 import statistics
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,37 +26,50 @@ flags.DEFINE_list('models', ['mlp', 'dm_small'], 'Networks to measure.')
 flags.DEFINE_enum('dataset', 'mnist', list(datasets.FACTS), 'Whose shapes to use; the images are random.')
 flags.DEFINE_integer('batch_size', 256, 'Examples a step.', 1)
 flags.DEFINE_integer('repeats', 15, 'Rounds to time; the median counts.', 3)
+flags.DEFINE_float('eps', .1, 'Radius.', 0., 1.)
+flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium.')
 
 
-def measure(name: str, feed: pipeline.Resident) -> dict[str, float]:
-  """Seconds of a natural, an IBP and a mixed step, their ratios round by round, the part that drawing batches takes."""
+OBJECTIVES: dict[str, Any] = {
+    'ibp': training.ibp_objective, 'mixed': training.ibp_objective, 'etb': training.etb_objective,
+    'companion': training.companion_objective,
+    'crown-ibp': functools.partial(training.crown_objective, beta=lambda _: 1.)}
+flags.DEFINE_list('losses', ['ibp', 'mixed'], f'What is measured beside natural steps: {", ".join(OBJECTIVES)}.')
+
+
+def measure(name: str, feed: pipeline.Resident) -> dict[str, Any]:
+  """Seconds and XLA cost of a natural step and of the others, over the natural one; the part that drawing takes."""
   facts = datasets.FACTS[FLAGS.dataset]
   optimizer = optax.adam(1e-4)
-  graphdef, state = training.TrainState.create(runs.build_model(dict(model=name), facts, 0), optimizer)
+  config = dict(model=name, valid=FLAGS.valid and name in runs.OPTIONS['valid'])
+  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), optimizer)
   key = jax.random.key(0)
+  mixed = training.linear(.5, 0, 100, initial=1.)
+  batch = next(iter(feed.batches(0)))
 
   def step(objective, kappa):
-    @functools.partial(jax.jit, compiler_options=training.compiler_options())
     def run(state, images, labels):
-      batch = facts.pixels(images), labels
-      return training.train_step(state, batch, key, graphdef=graphdef, optimizer=optimizer, eps=lambda _: .1,
-                                 kappa=kappa, objective=objective)
-    return run
-  mixed = training.linear(.5, 0, 100, initial=1.)
-  contestants = step(None, mixed), step(training.ibp_objective, lambda _: 0.), step(training.ibp_objective, mixed)
-  batch = next(iter(feed.batches(0)))
+      return training.train_step(state, (facts.pixels(images), labels), key, graphdef=graphdef, optimizer=optimizer,
+                                 eps=lambda _: FLAGS.eps, kappa=kappa, objective=objective)
+    return jax.jit(run, compiler_options=training.compiler_options()).lower(state, *batch).compile()
+  contestants = [step(None, mixed)]
+  contestants += [step(OBJECTIVES[loss], mixed if loss == 'mixed' else lambda _: 0.) for loss in FLAGS.losses]
+  costs = [program.cost_analysis()['flops'] for program in contestants]
   rounds = in_turn(contestants, state, *batch, repeats=FLAGS.repeats)
   drawn = feed.batches(1)
   draws = [timed(next, drawn) for _ in range(min(FLAGS.repeats, len(feed)))]
-  natural, ibp, both = (statistics.median(times) for times in zip(*rounds))
+  seconds = [statistics.median(times) for times in zip(*rounds)]
+  ratios = [statistics.median(r[i] / r[0] for r in rounds) for i in range(len(seconds))]
   draw = statistics.median(draws[1:])
-  return dict(natural=natural, ibp=ibp, mixed=both, ibp_ratio=statistics.median(b / a for a, b, _ in rounds),
-              mixed_ratio=statistics.median(c / a for a, _, c in rounds), input=draw / (ibp + draw))
+  return dict(seconds=seconds, ratios=ratios, costs=[c / costs[0] for c in costs],
+              cost=costs[0] / FLAGS.batch_size, input=draw / (seconds[1] + draw))
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+  if unknown := set(FLAGS.losses) - set(OBJECTIVES):
+    raise app.UsageError(f'--losses={",".join(sorted(unknown))}: known are {", ".join(OBJECTIVES)}')
   if unknown := set(FLAGS.models) - set(runs.MODELS):
     raise app.UsageError(f'--models={",".join(sorted(unknown))}: known are {", ".join(runs.MODELS)}')
   facts, rng = datasets.FACTS[FLAGS.dataset], np.random.default_rng(0)
@@ -62,12 +78,15 @@ def main(argv: list[str]) -> None:
   labels = rng.integers(0, facts.classes, count).astype(np.int32)
   feed = pipeline.Resident(datasets.Split(images, labels), FLAGS.batch_size, 0)
   print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} rounds')
-  print(f'{"network":<10} {"natural ms":>10} {"IBP ms":>9} {"mixed ms":>9} {"IBP ratio":>10} {"mixed ratio":>12} '
-        f'{"input / IBP":>12}')
+  print(f'{"network":<13} {"loss":<10} {"ms":>9} {"ratio":>6} {"XLA cost":>9} {"input":>7}')
   for name in FLAGS.models:
     found = measure(name, feed)
-    print(f'{name:<10} {1e3 * found["natural"]:>10.2f} {1e3 * found["ibp"]:>9.2f} {1e3 * found["mixed"]:>9.2f} '
-          f'{found["ibp_ratio"]:>10.2f} {found["mixed_ratio"]:>12.2f} {100 * found["input"]:>10.1f} %')
+    print(f'{name:<13} {"natural":<10} {1e3 * found["seconds"][0]:>9.2f} {"":>6} {found["cost"] / 1e6:>5.1f} MF')
+    for i, loss in enumerate(FLAGS.losses, 1):
+      share = f'{100 * found["input"]:>6.1f}%' if i == 1 else ''
+      print(f'{name:<13} {loss:<10} {1e3 * found["seconds"][i]:>9.2f} {found["ratios"][i]:>6.2f} '
+            f'{found["costs"][i]:>9.2f} {share:>7}')
+
 
 
 if __name__ == '__main__':

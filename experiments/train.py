@@ -33,6 +33,7 @@ from ibpjax import nn, training
 from ibpjax.training import augment
 from ibpjax.training.checkpoints import CheckpointError, fill
 from ibpjax.verification.analysis import layer_growth
+from ibpjax.verification.expected import drops, expectations
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.')
@@ -60,8 +61,12 @@ flags.DEFINE_enum('initialization', 'fan_in', ['fan_in', 'ibp'], 'Of the kernels
 flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 at eps 0, with '
                    '--loss=ibp, sabr, taps, staps, mtl-ibp, cc-ibp, exp-ibp; it falls to 0 as eps grows.', 0.)
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp',
-                                  'ibp-r', 'taps', 'staps', 'pgd', 'trades', 'natural'],
-                  'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself.')
+                                  'ibp-r', 'taps', 'staps', 'etb', 'companion', 'pgd', 'trades', 'natural'],
+                  'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself, companion the '
+                  'sound companion of ETB with slopes of chords.')
+flags.DEFINE_float('etb_weight', 1., 'Weight of the loss of expected logits in etb, beside the natural one in it.', 0.)
+flags.DEFINE_float('temperature', 1., 'Of these logits, which are divided by their greatest magnitude; 0 leaves them '
+                   'as they are.', 0.)
 flags.DEFINE_float('alpha', .5, 'Weight of the interval bounds in mtl-ibp, cc-ibp and exp-ibp, beside attacks.', 0., 1.)
 flags.DEFINE_float('attack_scale', 1., 'Radius of the attacks of pgd, sabr, staps, ibp-r, mtl-ibp, cc-ibp and exp-ibp,'
                    ' in eps.', 0.)
@@ -93,7 +98,9 @@ flags.DEFINE_float('kappa_end', 0., 'Weight of the natural loss after the ramp; 
 flags.DEFINE_integer('batch_size', 32, 'Examples a step.', 1)
 flags.DEFINE_integer('accumulate', 1, 'Parts of a batch that bounds are computed for one after the other, to save '
                      'memory; batch statistics and steps are those of the whole batch.', 1)
-flags.DEFINE_float('learning_rate', 2e-3, 'Of Adam.', 0.)
+flags.DEFINE_enum('optimizer', 'adam', ['adam', 'sgd'], 'sgd has a momentum of 0.9.')
+flags.DEFINE_float('learning_rate', 2e-3, 'Of the optimizer.', 0.)
+flags.DEFINE_float('weight_decay', 0., 'Added to the gradient of the loss, as a multiple of the weights.', 0.)
 define_integers('milestones', None, 'Epochs after which the learning rate is multiplied by --decay; by default one, at '
                 '4/5 of --epochs.', least=1, distinct=True)
 flags.DEFINE_float('decay', .1, 'Factor of the learning rate.', 0., 1.)
@@ -167,7 +174,7 @@ def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
 def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Any:
   """(params, batch_stats) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance.
 
-  And how bounds of its first examples grow from layer to layer.
+  And how bounds of its first examples grow from layer to layer; with --loss=etb, what expected bounds are worth.
   """
   one = ibpjax.batched(lambda model, x: model(x))
 
@@ -181,13 +188,23 @@ def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
   def growth(params, batch_stats, images):
     return layer_growth(one, nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None), eps)
-  first, _ = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0)))
+
+  @functools.partial(jax.jit, compiler_options=training.compiler_options())
+  def expected(params, batch_stats, images, labels):
+    model, x = nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None)
+    points = training.attacked(one, model, x, labels, eps, jax.random.key(0), steps=FLAGS.pgd_steps)
+    return expectations(one, model, x, labels, eps, points)
+  first = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0)))
 
   def evaluate(params, batch_stats):
-    layers = {k: np.asarray(v, float).tolist() for k, v in growth(params, batch_stats, first).items()}
+    layers = {k: np.asarray(v, float).tolist() for k, v in growth(params, batch_stats, first[0]).items()}
     counts = np.sum([wrong(params, batch_stats, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
                     axis=0)
     errors = {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
+    if FLAGS.loss == 'etb':
+      found = drops(expected(params, batch_stats, *first))
+      layers['slack'] = found.pop('slack')
+      errors |= {f'expected_{k}': v for k, v in found.items()}
     return errors | dict(layers=layers)
   return evaluate
 
@@ -306,6 +323,10 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
           means |= evaluate(params, batch_stats)
         log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
         log.say(FLAGS.epochs, bar)
+        if means.get('expected_ratio_centred', 1) < 1:
+          bar.write('warning: the drop of margins that ETB expects is '
+                    f'{means["expected_ratio_centred"]:.2f} of the one '
+                    'that attacks find: it is false on average')
         final = dict(final=(params, batch_stats)) if number == total else {}
       stop = time.monotonic() > deadline
       if final or stop or time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes:

@@ -4,8 +4,9 @@ from ibpjax._version import __version__
 from ibpjax.alpha import alpha_crown
 from ibpjax.crown import METHODS, crown
 from ibpjax.elementwise import Elementwise, elementwise
+from ibpjax.etb import Companion, etb, etb_companion
 from ibpjax.ibp import ibp
-from ibpjax.interval import Intermediates, Interval, LpBall, linf_ball, lp_ball
+from ibpjax.interval import ExpectedInterval, Intermediates, Interval, LpBall, linf_ball, lp_ball
 from ibpjax.lbp import lbp
 from ibpjax.linear import Affine, LinearBounds, linear_bounds
 from ibpjax.lines import adaptive, constant, tight
@@ -16,7 +17,8 @@ from ibpjax.verification.radius import certified_radius
 METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 
 __all__ = [
-    'Affine', 'Certificate', 'Elementwise', 'Intermediates', 'Interval', 'LinearBounds', 'LpBall', '__version__',
-    'adaptive', 'alpha_crown', 'batched', 'certified_radius', 'certify', 'constant', 'crown', 'elementwise', 'ibp',
-    'lbp', 'linear_bounds', 'linf_ball', 'lp_ball', 'margins', 'nn', 'tight',
+    'Affine', 'Certificate', 'Companion', 'Elementwise', 'ExpectedInterval', 'Intermediates', 'Interval',
+    'LinearBounds', 'LpBall', '__version__', 'adaptive', 'alpha_crown', 'batched', 'certified_radius', 'certify',
+    'constant', 'crown', 'elementwise', 'etb', 'etb_companion', 'ibp', 'lbp', 'linear_bounds', 'linf_ball', 'lp_ball',
+    'margins', 'nn', 'tight',
 ]

@@ -21,7 +21,7 @@ from ibpjax.ibp import Forward, precise
 from ibpjax.interval import Intermediates, Interval, common, is_set
 from ibpjax.lines import Lines, Steered
 from ibpjax.program import Equation, Program, Value
-from ibpjax.rows import Dense, Passage, Walk, dense
+from ibpjax.rows import Passage, Walk
 from ibpjax.univariate import Univariate
 from ibpjax.walks import walk
 from ibpjax.windows import on_windows
@@ -215,13 +215,13 @@ class Slopes:
 
   def _own(self, forward: Forward, v: Value, shares: dict[int, list[tuple[Any, Any]]]) -> dict[int, Any]:
     """The same shares for each element of a value: of the slopes that its row meets, which may be those of windows."""
-    def element(row):
+    def element(start):
       met = dict(shares)
 
       def planes(eqn):
         found, key = forward.planes(eqn, self.lines), eqn.outputs[0].id
         return _Noted(found, shares[key], key, met) if key in shares and self._by_windows(forward, eqn) else found
-      self._walk(forward, planes).least(v, row)
+      self._walk(forward, planes).least(start)
       return met
     if forward.round_outward:
       return jax.tree.map(lambda t: jnp.broadcast_to(t, (*v.shape, *t.shape)), shares)
@@ -254,12 +254,13 @@ class Slopes:
       def of_all(sign, shared):
         back = steered(forward, shared, False)
         back.ends(v)
-        return back.over_elements(v, lambda row: back.least(v, row, sign), self.chunk)
+        return back.over_elements(v, functools.partial(back.least, sign=sign), self.chunk)
 
       def of_each(sign, own):
-        def element(row, slopes):
-          row = Dense(dense(row)) if forward.round_outward else row
-          return steered(forward, slopes, True).least(v, row, sign)
+        def element(start, slopes):
+          if forward.round_outward:
+            start = start.dense()
+          return steered(forward, slopes, True).least(start, sign)
         return forward.walk.over_elements(v, element, self.chunk, own)
       for kind, least in (('own', of_each), ('shared', of_all)):
         if v.id in shares[kind]:

@@ -27,6 +27,7 @@ def over_rows(f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None 
     chunk = max(1, (1 << 15 if jax.default_backend() == 'cpu' else 1 << 22) // max(width, 1))
   if n <= chunk:
     return jax.vmap(f)(rows)
+  chunk = -(-n // -(-n // chunk))  # as many chunks, of sizes as equal as they can be
   return _all(f, rows, chunk) if needed is None else _needed(f, rows, chunk, needed)
 
 

@@ -16,7 +16,7 @@ from ibpjax.interval import Intermediates, Interval, validated
 from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Program, Value
-from ibpjax.rows import Dense, Walk
+from ibpjax.rows import Dense, Walk, resting_on
 from ibpjax.walks import walk
 
 # How bounds of intermediate values are computed, by name: transformations that can return them, and their options.
@@ -71,7 +71,10 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
 
 
 def checked_intermediate(intermediate: Any) -> None:
-  """Raises if no method has the name."""
+  """Raises if no method has the name, or if it is neither a method nor bounds."""
+  if not isinstance(intermediate, str | Intermediates) and not callable(intermediate):
+    raise TypeError(f'intermediate is {type(intermediate).__name__}; it is the name of a method, Intermediates, or a '
+                    'transformation that returns them')
   if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in METHODS:
     raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(METHODS)}, Intermediates, or a '
                      'transformation that returns them')
@@ -137,4 +140,7 @@ def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> I
     raise ValueError(f'rows have shape {rows.shape}; for an output of shape {v.shape} they have (n, '
                      f'{", ".join(map(str, v.shape))})')
   back.ends(v)
-  return honest(back.bound_apart(v, lambda bound: over_rows(lambda row: bound(Dense(row)), rows, back.width(), chunk)))
+
+  def over(bound):
+    return over_rows(lambda row: bound(resting_on(v, Dense(row))), rows, back.width(), chunk)
+  return honest(back.bound_apart(over))

@@ -40,7 +40,8 @@ class Exact:
       return
     outputs = {v.id for v in eqn.outputs if jnp.issubdtype(v.dtype, jnp.floating)}
     alone = sum(flags) == 1
-    if eqn.key in _ONCE and (alone or eqn.key in (P.concatenate_p, lax.stack_p, P.select_n_p)):
+    moved = eqn.key is P.broadcast_in_dim_p and eqn.inputs[0].size == eqn.outputs[0].size  # x[None], for instance
+    if (eqn.key in _ONCE or moved) and (alone or eqn.key in (P.concatenate_p, lax.stack_p, P.select_n_p)):
       if operands <= self.exact:
         self.exact |= outputs
       if alone and operands <= self.apart:

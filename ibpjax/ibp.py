@@ -219,10 +219,16 @@ def precise(round_outward: bool) -> contextlib.AbstractContextManager:
 
 def opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
   """`f` as a program that every method bounds, groups of equations as one; its inputs; the tree of its result."""
+  program, inputs, out_tree = ungrouped(f, args, kwargs)
+  return grouped(program), inputs, out_tree
+
+
+def ungrouped(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
+  """`f` as a program of its own equations, its outputs checked; its inputs; the tree of its result."""
   program, inputs, out_tree = trace(f, args, kwargs)
   for v in program.outputs:
     _check_output(v)
-  return grouped(program), inputs, out_tree
+  return program, inputs, out_tree
 
 
 def honest(x: Interval, masked: bool = False) -> Interval:

@@ -41,6 +41,28 @@ class Interval:
 
 
 @pytree
+class ExpectedInterval:
+  """An interval that holds the range of a function in expectation over random weights: no bound for any one function.
+
+  Attributes:
+    lower: array of any shape and float dtype.
+    upper: array of the same shape and dtype.
+
+  Not an Interval: what takes input sets or bounds of intermediate values refuses it, and so does certification.
+  """
+  lower: Any
+  upper: Any
+
+  shape = property(lambda self: self.lower.shape)
+  ndim = property(lambda self: self.lower.ndim)
+  size = property(lambda self: self.lower.size)
+  dtype = property(lambda self: self.lower.dtype)
+  centre = property(lambda self: self.lower / 2 + self.upper / 2)
+  radius = property(lambda self: self.upper / 2 - self.lower / 2)
+  width = property(lambda self: self.upper - self.lower)
+
+
+@pytree
 class LpBall:
   """All `x` with `||x - centre||_p <= eps`, the norm taken over all elements of the array.
 
@@ -209,9 +231,14 @@ def validate(x: Interval | LpBall, name: str) -> Interval | LpBall:
 def validated(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
   """The arguments of a function with each input set validated, under the name of its place."""
   def check(path, x):
-    if not is_set(x):
+    if not is_set(x) and not isinstance(x, ExpectedInterval):
       return x
     outer, inner = path[0], path[1:]
     first = f'argument {inner[0].idx}' if outer.idx == 0 else f'argument {inner[0].key!r}'
-    return validate(x, first + jax.tree_util.keystr(inner[1:]))
-  return jax.tree_util.tree_map_with_path(check, (args, kwargs), is_leaf=is_set)
+    name = first + jax.tree_util.keystr(inner[1:])
+    if isinstance(x, ExpectedInterval):
+      raise TypeError(f'{name} is an ExpectedInterval, no bound: it holds a range in expectation over random '
+                      'weights only. Sound intervals are those of ibpjax.etb_companion, ibp, lbp, crown')
+    return validate(x, name)
+  return jax.tree_util.tree_map_with_path(check, (args, kwargs),
+                                          is_leaf=lambda x: is_set(x) or isinstance(x, ExpectedInterval))

@@ -23,7 +23,7 @@ from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Equation, Value
 from ibpjax.rounding import SUMS, gamma, magnitude, roundings
-from ibpjax.rows import Dense, dense
+from ibpjax.rows import Dense, Functional, Row, dense, resting_on
 
 
 def lbp(f: Callable, *, lines: Lines = choices.tight, elide: bool = True, intermediates: bool = False,
@@ -239,8 +239,8 @@ class Forms:
   def _least(self, a: Any, bias: Any) -> Any:
     """The least of an affine function of the inputs, of coefficients (inputs,)."""
     parts = jnp.split(a, np.cumsum([v.size for v in self.inputs])[:-1])
-    rows = {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
-    return self.root.forward.walk.concretise(rows, bias).lower
+    rows: dict[int, Row] = {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
+    return self.root.forward.walk.concretise(Functional(rows, bias)).lower
 
   def bound_elements(self, value: Value) -> Interval:
     """Bounds of each element of a value."""
@@ -252,7 +252,9 @@ class Forms:
       x, walk = self.inputs[0], self.root.forward.walk
 
       def end(which):
-        return form.over_elements(lambda row, bias: getattr(walk.concretise({x.id: row}, bias), which), which)
+        def range_(row, bias):
+          return getattr(walk.concretise(Functional({x.id: row}, bias)), which)
+        return form.over_elements(range_, which)
       return Interval(end('lower'), end('upper'))
     shape = form.bias.shape
     a, bias = (jax.tree.map(lambda x: x.reshape(*x.shape[:x.ndim - len(shape)], -1), x)
@@ -268,9 +270,10 @@ class Forms:
 
     def least(i, sign):
       hot = sign * (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape)
-      ends, bias = back.back({value.id: Dense(hot)})
+      found = back.back(resting_on(value, Dense(hot)))
+      bias = found.offset
       total = jnp.zeros((sum(v.size for v in self.inputs),), value.dtype)
-      for j, row in ends.items():
+      for j, row in found.rows.items():
         a, form = dense(row), forms[j]
         for part, end in ((jnp.maximum(a, 0), 'lower'), (jnp.minimum(a, 0), 'upper')):
           total += jnp.tensordot(getattr(form.coefficients, end), part, part.ndim).astype(value.dtype)

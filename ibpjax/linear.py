@@ -16,7 +16,7 @@ from ibpjax.interval import is_set, pytree
 from ibpjax.lbp import Forms
 from ibpjax.lines import Lines
 from ibpjax.program import Value
-from ibpjax.rows import Dense
+from ibpjax.rows import Dense, Functional, resting_on
 from ibpjax.walks import walk
 
 
@@ -92,9 +92,10 @@ def _backward(forward: Forward, lines: Lines, value: Value, inputs: list[Value],
 
   def least(i, sign):
     row = Dense(sign * (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape))
-    ends, offset = back.back({value.id: row})
+    found = back.back(resting_on(value, row))
+    ends = dict(found.rows)
     a = [sign * ends.pop(v.id).coefficients if v.id in ends else jnp.zeros(v.shape, v.dtype) for v in inputs]
-    return a, sign * back.concretise(ends, offset).lower
+    return a, sign * back.concretise(Functional(ends, found.offset)).lower
 
   def shaped(found):
     a, bias = found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -32,6 +32,22 @@ class Dense:
 Row = Dense | Window
 
 
+@pytree
+class Functional:
+  """sum_i <rows[i], value i> + offset: an affine functional of some values of a program, by their ids."""
+  rows: dict[int, Row]
+  offset: Any
+
+  def scaled(self, factor: Any) -> Functional:
+    """The functional times a number."""
+    rows = {i: dataclasses.replace(row, coefficients=factor * row.coefficients) for i, row in self.rows.items()}
+    return Functional(rows, factor * self.offset)
+
+  def dense(self) -> Functional:
+    """The functional with a coefficient for each element of each value."""
+    return Functional({i: Dense(dense(row)) for i, row in self.rows.items()}, self.offset)
+
+
 def dense(row: Row) -> Any:
   """The coefficients of a functional for all elements of its value."""
   return row.dense() if isinstance(row, Window) else row.coefficients
@@ -42,6 +58,11 @@ def add(row: Row, other: Row) -> Row:
   if isinstance(row, Window) and isinstance(other, Window) and (total := row.joined(other)) is not None:
     return total
   return Dense(dense(row) + dense(other))
+
+
+def resting_on(value: Value, row: Row) -> Functional:
+  """`<row, value>` as a functional."""
+  return Functional({value.id: row}, jnp.zeros((), value.dtype))
 
 
 def concretise(row: Row, x: Interval | LpBall) -> tuple[Any, Any]:
@@ -117,13 +138,14 @@ class Walk:
     linear = affine.is_affine(eqn, [v.id in self.program.perturbed for v in eqn.inputs])
     return linear, None if linear or self.planes is None else self.planes(eqn)
 
-  def back(self, rows: dict[int, Row]) -> tuple[dict[int, Row], Any]:
-    """A lower bound of the sum of `<rows[i], value i>`: rows on the values where the walk ends, and an offset.
+  def back(self, start: Functional) -> Functional:
+    """A lower bound of a functional, on the values where the walk ends.
 
     Exact without planes and errors.
     """
-    rows, ends = dict(rows), dict[int, Row]()
-    offset: Any = jnp.zeros((), jnp.result_type(*(r.coefficients.dtype for r in rows.values())) if rows else None)
+    rows, ends = dict(start.rows), dict[int, Row]()
+    dtype = jnp.result_type(*(row.coefficients.dtype for row in rows.values())) if rows else None
+    offset: Any = jnp.asarray(start.offset, dtype)
     for eqn in reversed(self.program.equations):
       if not any(v.id in rows for v in eqn.outputs):
         continue
@@ -142,7 +164,7 @@ class Walk:
             row = add(rows[v.id], row)
             offset = offset - self._rounded(row, self._merged(v)).astype(offset.dtype)
           rows[v.id] = row
-    return ends | rows, offset
+    return Functional(ends | rows, offset)
 
   def _pulled(self, eqn: Equation, rows: list[Row | None]) -> tuple[list[Row], Any] | None:
     """Rows on the perturbed operands of an equation, and an offset; None where the walk ends."""
@@ -181,18 +203,19 @@ class Walk:
     """The error of the sum of two rows on a value."""
     return None if self.errors is None else jnp.finfo(value.dtype).eps * magnitude(self.env[value.id])
 
-  def bound(self, value: Value, row: Row) -> Interval:
-    """Bounds of `<row, value>`: a scalar Interval."""
+  def bound(self, start: Functional) -> Interval:
+    """Bounds of a functional: a scalar Interval."""
     if self.exact:
-      return self.concretise(*self.back({value.id: row}))
-    lower, negative = jax.vmap(lambda sign: self.least(value, row, sign))(jnp.asarray([1, -1], row.coefficients.dtype))
+      return self.concretise(self.back(start))
+    dtype = next(row.coefficients.dtype for row in start.rows.values())
+    lower, negative = jax.vmap(lambda sign: self.least(start, sign))(jnp.asarray([1, -1], dtype))
     return Interval(lower, -negative)
 
-  def bound_apart(self, value: Value, over: Callable[[Callable[[Row], Any]], Any]) -> Interval:
-    """Bounds of many functionals: `over` maps a function of one row over them, lower and upper bounds apart."""
+  def bound_apart(self, over: Callable[[Callable[[Functional], Any]], Any]) -> Interval:
+    """Bounds of many functionals: `over` maps a function of one over them, lower and upper bounds apart."""
     if self.exact:
-      return over(functools.partial(self.bound, value))
-    lower, negative = (over(functools.partial(self.least, value, sign=sign)) for sign in (1, -1))
+      return over(self.bound)
+    lower, negative = (over(functools.partial(self.least, sign=sign)) for sign in (1, -1))
     return Interval(lower, -negative)
 
   @property
@@ -200,13 +223,13 @@ class Walk:
     """Whether one walk gives both bounds."""
     return self.planes is None and self.errors is None
 
-  def least(self, value: Value, row: Row, sign: Any = 1) -> Any:
-    """A lower bound of `sign * <row, value>`."""
-    signed = dataclasses.replace(row, coefficients=sign * row.coefficients)
-    return self.concretise(*self.back({value.id: signed})).lower
+  def least(self, start: Functional, sign: Any = 1) -> Any:
+    """A lower bound of `sign` times a functional."""
+    return self.concretise(self.back(start.scaled(sign))).lower
 
-  def concretise(self, ends: Mapping[int, Row], centre: Any) -> Interval:
-    """The range of an affine function of the ends of a walk."""
+  def concretise(self, at: Functional) -> Interval:
+    """The range of a functional of the ends of a walk."""
+    ends, centre = at.rows, at.offset
     radius = jnp.zeros_like(centre)
     for i, a in ends.items():
       c, r = concretise(a, self.balls.get(i, self.env[i]))
@@ -229,7 +252,7 @@ class Walk:
 
     def over(bound):
       return self.over_elements(value, bound, chunk, needed=needed)
-    found = self.bound_apart(value, over) if apart else over(functools.partial(self.bound, value))
+    found = self.bound_apart(over) if apart else over(self.bound)
     return self.kept_unless(needed, value, found)
 
   def kept_unless(self, needed: Any, value: Value, found: Interval) -> Interval:
@@ -240,11 +263,11 @@ class Walk:
 
   def over_elements(self, value: Value, f: Callable[..., Any], chunk: int | None = None, *along: Any,
                     needed: Any = None) -> Any:
-    """`f(row, *parts)` for the rows on the single elements of `value`, each with its part of `along`.
+    """`f(functional, *parts)` for each single element of `value`, with its part of `along`.
 
     Args:
       value: the value.
-      f: a function that returns any pytree.
+      f: a function that returns any pytree; the functional is the element, or the same on values before it.
       chunk: as in `over_rows`.
       *along: pytrees of arrays (*value.shape, ...).
       needed: booleans of the shape of `value`: the results for other elements do not matter.
@@ -260,11 +283,17 @@ class Walk:
 
     def element(i, j, parts):
       hot = (jnp.arange(beside) == j).astype(value.dtype).reshape(shape)
-      return f(Window(hot, jnp.unravel_index(i, counts), spans, value.shape) if counts else Dense(hot), *parts)
+      row: Row = Window(hot, jnp.unravel_index(i, counts), spans, value.shape) if counts else Dense(hot)
+      return f(resting_on(value, row), *parts)
 
     if not counts:
       laid = jax.tree.map(lambda x: x.reshape(value.size, *x.shape[rank:]), along)
-      flat = over_rows(lambda x: element(0, *x), (jnp.arange(value.size), laid), self.width(), chunk,
+      starts = self._starts(value)
+
+      def one(x):
+        i, start, parts = x
+        return element(0, i, parts) if start is None else f(start, *parts)
+      flat = over_rows(one, (jnp.arange(value.size), starts, laid), self.width(), chunk,
                        None if needed is None else needed.ravel())
       return jax.tree.map(lambda x: x.reshape(*value.shape, *x.shape[1:]), flat)
 
@@ -282,6 +311,25 @@ class Walk:
       x = x.reshape(*counts, *(n for i, n in enumerate(value.shape) if i not in moving), *x.shape[2:])
       return jnp.moveaxis(x, range(len(counts)), moving)
     return jax.tree.map(placed, flat)
+
+  def _starts(self, value: Value) -> Functional | None:
+    """The elements of a value as functionals of the values before its last affine operations, all in one array.
+
+    They are the rows of the weights of a dense layer, say: so walks need not multiply unit rows with these. None where
+    this array would be much larger than the weights, or where rounding is counted operation by operation.
+    """
+    plain = dataclasses.replace(self, planes=None)
+    ends = plain.ends(value)
+    weights = [self.env[v.id].size for eqn in self.program.equations if eqn.key in affine.CONTRACTIONS
+               for v in eqn.inputs if v.id not in self.program.perturbed]
+    if self.errors is not None or value.id in ends or value.size * sum(v.size for v in ends.values()) > 2 * max(
+        weights, default=0):
+      return None
+
+    def start(i):
+      hot = (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape)
+      return plain.back(resting_on(value, Dense(hot))).dense()
+    return jax.vmap(start)(jnp.arange(value.size))
 
   def width(self) -> int:
     """The number of elements of the largest perturbed value a row can rest on."""

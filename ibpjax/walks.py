@@ -16,7 +16,7 @@ from ibpjax.affine import dot
 from ibpjax.ibp import Forward
 from ibpjax.lines import Lines
 from ibpjax.program import Equation
-from ibpjax.rows import Dense, Passage, Row, Walk, add
+from ibpjax.rows import Dense, Functional, Passage, Row, Walk, add
 
 
 def walk(forward: Forward, lines: Lines) -> Walk:
@@ -82,10 +82,11 @@ class ScanRows:
           offset += dot(row, jnp.asarray(inner.env[v.id], row.dtype)).astype(dtype)
         else:
           start[v.id] = add(start[v.id], Dense(row)) if v.id in start else Dense(row)
-      ends, more = back.back(start)
+      found = back.back(Functional(start, jnp.zeros((), dtype)))
+      ends, more = dict(found.rows), found.offset
       own = [ends.pop(v.id).coefficients if m and v.id in ends else z
              for (v, m), z in zip(inputs, zeros(inputs), strict=True)]
-      offset += back.concretise(ends, jnp.asarray(more, dtype)).lower
+      offset += back.concretise(Functional(ends, jnp.asarray(more, dtype))).lower
       on_consts = jax.tree.map(jnp.add, on_consts, own[:first])
       return (own[first:last], on_consts, offset), own[last:]
 

@@ -83,6 +83,8 @@ TINY = dict(input_shape=(64, 64, 3), classes=200)
     (functools.partial(nn.cnn7, input_shape=(28, 28, 1)), 13_259_338),
     (functools.partial(nn.dm_large, input_shape=(32, 32, 3)), 17_190_602),
     (functools.partial(nn.dm_large, input_shape=(28, 28, 1)), 13_257_290),
+    (functools.partial(nn.dm_large, input_shape=(32, 32, 3), hidden=200), 6_963_554),
+    (functools.partial(nn.dm_large, input_shape=(28, 28, 1), hidden=200), 5_426_402),
     (nn.wide_resnet8, 21_547_882), (functools.partial(nn.wide_resnet8, input_shape=(28, 28, 1)), 17_615_434),
     (functools.partial(runs.MODELS['wide_resnet8_tiny'], **TINY), 91_424_776), (nn.resnext, 17_611_018),
     (functools.partial(runs.MODELS['resnext_tiny'], **TINY), 16_981_960),

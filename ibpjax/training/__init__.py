@@ -5,6 +5,7 @@ Checkpoints are in `ibpjax.training.checkpoints`, which imports orbax.
 from ibpjax.training.attacks import attacked, pgd
 from ibpjax.training.averaging import measured_batch_stats, running_mean
 from ibpjax.training.compiling import compiler_options
+from ibpjax.training.expected import companion_objective, etb_objective
 from ibpjax.training.expressive import (
     cc_objective,
     exp_objective,
@@ -29,9 +30,10 @@ from ibpjax.training.step import TrainState, refuse_stock_batch_norm, split, tra
 from ibpjax.unsound import UnsoundObjective
 
 __all__ = [
-    'TrainState', 'UnsoundObjective', 'adversarial_objective', 'attacked', 'cc_objective', 'compiler_options',
-    'crown_objective', 'exp_objective', 'fused_objective', 'halves', 'ibp_objective', 'ibp_r_objective',
-    'kl_divergence', 'l1_norm', 'linear', 'margin_bounds', 'measured_batch_stats', 'mtl_objective', 'natural_loss',
-    'pgd', 'refuse_stock_batch_norm', 'robust_loss', 'running_mean', 'sabr_objective', 'small_box', 'smoothed',
-    'split', 'taps_objective', 'tied', 'trades_objective', 'train_step', 'warm_up_regularizer',
+    'TrainState', 'UnsoundObjective', 'adversarial_objective', 'attacked', 'cc_objective', 'companion_objective',
+    'compiler_options', 'crown_objective', 'etb_objective', 'exp_objective', 'fused_objective', 'halves',
+    'ibp_objective', 'ibp_r_objective', 'kl_divergence', 'l1_norm', 'linear', 'margin_bounds', 'measured_batch_stats',
+    'mtl_objective', 'natural_loss', 'pgd', 'refuse_stock_batch_norm', 'robust_loss', 'running_mean', 'sabr_objective',
+    'small_box', 'smoothed', 'split', 'taps_objective', 'tied', 'trades_objective', 'train_step',
+    'warm_up_regularizer',
 ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ibpjax.alpha import alpha_crown
 from ibpjax.crown import crown
+from ibpjax.etb import etb
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
 from ibpjax.lbp import lbp
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[..., Callable]] = {
     'alpha-crown': lambda f, intersect: alpha_crown(
         f, intersect=intersect, round_outward=True, objective=lambda bounds: -jnp.minimum(bounds.lower, 0).sum()),
 }
+EXPECTED = 'expected tight bounds hold a range in expectation over random weights, not that of a network'
 NORMS = {'linf': np.inf, 'l2': 2., 'l1': 1.}
 
 
@@ -86,9 +88,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
 
   Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021; Xu et al. 2021.
   """
-  if (reason := why_unsound(method)) is not None:
-    raise TypeError(f'{method} is a training objective and certifies nothing: {reason}. Certificates can be computed '
-                    f'by {", ".join(METHODS)}')
+  if (reason := EXPECTED if method in ('etb', etb) else why_unsound(method)) is not None:
+    raise TypeError(f'{method} certifies nothing: {reason}. Certificates can be computed by {", ".join(METHODS)}')
   if method not in METHODS:
     raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
   if norm not in NORMS:
