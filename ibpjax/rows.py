@@ -321,7 +321,7 @@ class Walk:
     plain = dataclasses.replace(self, planes=None)
     ends = plain.ends(value)
     weights = [self.env[v.id].size for eqn in self.program.equations if eqn.key in affine.CONTRACTIONS
-               for v in eqn.inputs if v.id not in self.program.perturbed]
+               for v in eqn.inputs if v.id not in self.program.perturbed and v.id in self.env]
     if self.errors is not None or value.id in ends or value.size * sum(v.size for v in ends.values()) > 2 * max(
         weights, default=0):
       return None

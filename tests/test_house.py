@@ -13,12 +13,13 @@ from experiments import primitives
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
-FLOORS = [{'_version', 'chunks', 'interval', 'pinned', 'unsound'}, {'convolutions', 'lines', 'margins', 'program'},
+FLOORS = [{'_version', 'chunks', 'interval', 'pinned', 'spectral', 'unsound'},
+          {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
           {'composites', 'planes'}, {'elementwise', 'forms'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
-          {'alpha', 'linear'}, {'nn'},
+          {'alpha', 'etb', 'linear'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 
@@ -127,6 +128,26 @@ def test_train_and_certify_end_to_end(tmp_path):
   assert compared.returncode == 0, compared.stderr
   assert '(1 of 2 seeds)' in compared.stdout
   assert '| mlp' in compared.stdout
+
+
+def test_expected_tight_bounds_end_to_end(tmp_path):
+  out = tmp_path / 'run'
+  trained = run('experiments.train', '--model=mlp', '--hidden=16', '--epochs=2', '--loss=etb', '--etb_weight=10',
+                '--warmup_epochs=0', '--ramp_epochs=0', '--optimizer=sgd', '--weight_decay=1e-4', '--learning_rate=.02',
+                '--eps=.1', f'--out={out}')
+  assert trained.returncode == 0, trained.stderr
+  last = json.loads((out / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert {'train_expected_error', 'natural_part', 'expected_ratio', 'expected_refuted'} <= set(last)
+  assert len(last['layers']['slack']) == 1
+  assert (last['expected_ratio_centred'] < 1) == ('warning: ' in trained.stdout.split('epoch 2/2')[1])
+  judged = run('experiments.etb', f'--runs={out}', '--eps=.05,.1', '--examples=30', '--restarts=1', '--steps=5',
+               f'--out={tmp_path}/etb')
+  assert judged.returncode == 0, judged.stderr
+  rows = json.loads((tmp_path / 'etb' / 'runs.json').read_text())
+  assert [r['eps'] for r in rows] == [.05, .1]
+  assert all(r['says_chord'] <= r['robust'] <= r['natural'] for r in rows)
+  assert (tmp_path / 'etb' / 'runs.png').read_bytes().startswith(b'\x89PNG')
+  assert len((tmp_path / 'etb' / 'runs.md').read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize('command', [
