@@ -110,18 +110,33 @@ def _log_gram(xp: Any, g: Any, steps: int) -> Any:
 
 
 # ------------------------------------------------------------------------------- matrix-free
-def random_start(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-  """A random unit tensor: a start of `power_iteration` that is orthogonal to no fixed direction, as ones would be."""
-  v = jax.random.normal(key, shape, dtype)
-  return v / jnp.linalg.norm(v.ravel())
+def random_start(key: Any, like: Any) -> Any:
+  """A random start of `power_iteration`, of norm 1: orthogonal to no fixed direction, as ones would be.
+
+  Args:
+    key: PRNG key.
+    like: a pytree of arrays, whose shapes and dtypes it has.
+  """
+  leaves, tree = jax.tree.flatten(like)
+  keys = jax.random.split(key, len(leaves))
+  v = jax.tree.unflatten(tree, [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)])
+  return _scaled(v, 1 / jnp.sqrt(_square(v)))
+
+
+def _square(v: Any) -> Any:
+  return sum(jnp.sum(x * x) for x in jax.tree.leaves(v))
+
+
+def _scaled(v: Any, factor: Any) -> Any:
+  return jax.tree.map(lambda x: x * factor.astype(x.dtype), v)
 
 
 def power_iteration(apply: Callable[[Any], Any], v: Any, steps: int = 10) -> tuple[Any, Any]:
   """A lower bound of the norm of a linear map, differentiable in what the map is made of.
 
   Args:
-    apply: a linear function of an array of the shape of `v`; the transpose is derived.
-    v: where it starts, a unit tensor: that of `random_start` first, then the one returned before. Carried from step to
+    apply: a linear function of a pytree of arrays like `v`, to another; the transpose is derived.
+    v: where it starts, of norm 1: that of `random_start` first, then the one returned before. Carried from step to
       step of a training it follows the weights.
     steps: of the iteration.
 
@@ -133,12 +148,13 @@ def power_iteration(apply: Callable[[Any], Any], v: Any, steps: int = 10) -> tup
 
   def step(v, _):
     w, = transpose(apply(v))
-    size = jnp.sqrt(jnp.sum(w * w))
-    # not size + tiny: that would shorten v, and the norm, where weights are small
-    return jnp.where(size > 0, w / jnp.where(size > 0, size, 1), v), None
+    square = _square(w)
+    # no sum of the norm and a tiny number: that would shorten v, and the result, where weights are small
+    unit = _scaled(w, 1 / jnp.sqrt(jnp.where(square > 0, square, 1)))
+    return jax.tree.map(lambda new, old: jnp.where(square > 0, new, old), unit, v), None
   v, _ = lax.scan(step, lax.stop_gradient(v), length=steps)
   v = lax.stop_gradient(v)
-  square = jnp.sum(apply(v) ** 2)
+  square = _square(apply(v))
   return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0), v
 
 

@@ -16,10 +16,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [{'_version', 'chunks', 'interval', 'pinned', 'spectral', 'unsound'},
           {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
-          {'composites', 'planes'}, {'elementwise', 'forms'},
+          {'composites', 'pieces', 'planes'}, {'elementwise', 'forms'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
-          {'alpha', 'etb', 'linear'}, {'nn'},
+          {'alpha', 'etb', 'linear', 'lipschitz'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 

@@ -1,0 +1,168 @@
+"""Lipschitz bounds of traced networks: against exact norms of affine maps, and above what samples reach."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ibpjax import nn
+from ibpjax.lipschitz import lipschitz
+
+pytestmark = pytest.mark.usefixtures('x64')
+RNG = np.random.default_rng(0)
+KERNEL, POINT = .3 * RNG.normal(size=(3, 3, 2, 2)), RNG.normal(size=(1, 1, 2, 3))
+WEIGHT, SQUARE = RNG.normal(size=(32, 5)), RNG.normal(size=(5, 5))
+SCALE = np.array([1.5, -.5]).reshape(1, 1, 1, 2)
+
+
+def conv(x, kernel, strides=(1, 1), padding='SAME'):
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  return jax.lax.conv_general_dilated(x, jnp.asarray(kernel), strides, padding, dimension_numbers=numbers)
+
+
+IMAGE, VECTOR = (4, 4, 2), (5,)
+# name: (function, shape of its argument, what its norm is found by)
+AFFINE = {
+    'convolution': (lambda x: conv(x[None], KERNEL) + 1., IMAGE, 'matrix'),
+    'linear residual': (lambda x: x + conv(x[None], KERNEL)[0], IMAGE, 'matrix'),
+    'scaled residual': (lambda x: x[None] - SCALE * conv(x[None], KERNEL), IMAGE, 'matrix'),
+    'batch norm before': (lambda x: conv((x[None] - .3) * SCALE, KERNEL), IMAGE, 'matrix'),
+    'pointwise behind': (lambda x: conv(conv(x[None], KERNEL), POINT), IMAGE, 'matrix'),
+    'strided': (lambda x: conv(x[None], KERNEL, (2, 2)), IMAGE, 'matrix'),
+    'valid and cut': (lambda x: conv(x[None], KERNEL, (1, 1), 'VALID')[0], IMAGE, 'matrix'),
+    'patches': (lambda x: conv(x[None], KERNEL[:2, :2], (2, 2), 'VALID'), IMAGE, 'the kernel as a matrix'),
+    'two convolutions': (lambda x: conv(conv(x[None], KERNEL), KERNEL), IMAGE, 'singular values of the whole matrix'),
+    'dense': (lambda x: x.reshape(-1) @ WEIGHT + 2., IMAGE, 'the kernel as a matrix'),
+    'dense on batch': (lambda x: (x.reshape(1, -1) @ WEIGHT)[0], IMAGE, 'the kernel as a matrix'),
+    'linear residual, dense': (lambda x: x + .5 * (SQUARE @ x), VECTOR, 'the kernel as a matrix'),
+    'two dense': (lambda x: SQUARE @ (SQUARE.T @ x), VECTOR, 'the kernel as a matrix'),
+    'scaled by place': (lambda x: x * jnp.arange(32.).reshape(IMAGE), IMAGE, 'the kernel as a matrix'),
+    'average pooling': (lambda x: x.reshape(2, 2, 2, 2, 2).mean((1, 3)), IMAGE, 'singular values of the whole matrix'),
+    'convolution and dense': (lambda x: conv(x[None], KERNEL).reshape(-1) @ WEIGHT, IMAGE, 'singular values'),
+    'channels first': (lambda x: jnp.transpose(x, (2, 0, 1)) * SCALE.reshape(2, 1, 1), IMAGE, ''),
+}
+
+
+@pytest.mark.parametrize('name', AFFINE)
+def test_an_affine_map_has_its_own_norm(name):
+  f, shape, method = AFFINE[name]
+  x = jnp.zeros(shape)
+  norm = np.linalg.svd(np.asarray(jax.jacobian(f)(x)).reshape(-1, x.size), compute_uv=False).max()
+  found = lipschitz(f)(x)
+  assert norm <= found.value <= norm * (1 + 3e-6)
+  assert found.certifies
+  (_, _, part), = found.parts
+  assert method in part.method
+
+
+def leaky(x):
+  return jnp.maximum(x, .1 * x)
+
+
+def min_max(x):
+  a, b = jnp.split(x, 2, axis=-1)
+  return jnp.concatenate([jnp.maximum(a, b), jnp.minimum(a, b)], -1)
+
+
+def two_layers(activation, x):
+  return SQUARE[:3] @ activation(SQUARE[:4].T @ activation(SQUARE[:4] @ x)[:4])
+
+
+def residual(x):
+  return x + SQUARE @ jax.nn.relu(SQUARE.T @ x)
+
+
+def pooled(x, window, strides):
+  h = jax.lax.reduce_window(conv(x[None], KERNEL), -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), 'VALID')
+  return h.reshape(-1)
+
+
+def lists(x):
+  return jnp.sort(SQUARE @ x)[::-1] @ SQUARE
+
+
+NETWORKS = {
+    **{name: (functools.partial(two_layers, activation), VECTOR) for name, activation in (
+        ('relu', jax.nn.relu), ('tanh', jnp.tanh), ('sigmoid', jax.nn.sigmoid), ('abs', jnp.abs), ('leaky', leaky))},
+    'residual branch': (residual, VECTOR), 'sort': (lists, VECTOR),
+    'min and max': (lambda x: SQUARE[:, :4] @ min_max(SQUARE[:4] @ x), VECTOR),
+    'pooling': (functools.partial(pooled, window=(2, 2), strides=(2, 2)), IMAGE),
+    'overlapping pooling': (functools.partial(pooled, window=(3, 3), strides=(1, 1)), IMAGE),
+    'image': (lambda x: jax.nn.relu(conv(jax.nn.relu(conv(x[None], KERNEL)), KERNEL)).reshape(-1) @ WEIGHT, IMAGE)}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_nothing_that_is_sampled_lies_above(name):
+  """Jacobians at random points, and differences of far and of near points; and the bound is not vacuous."""
+  f, shape = NETWORKS[name]
+  found = lipschitz(f)(jnp.zeros(shape))
+  rng, reached = np.random.default_rng(1), []
+  jacobian, run = jax.jit(jax.jacobian(f)), jax.jit(f)
+  for scale in (.1, 1., 10.):
+    for _ in range(60):
+      x = jnp.asarray(scale * rng.normal(size=shape))
+      j = np.asarray(jacobian(x)).reshape(-1, x.size)
+      reached.append(np.linalg.svd(j, compute_uv=False).max())
+      y = x + jnp.asarray(rng.choice([1e-3, 1.]) * rng.normal(size=shape))
+      reached.append(float(jnp.linalg.norm(run(x) - run(y)) / jnp.linalg.norm(x - y)))
+      if found.pairs is not None:
+        across = np.linalg.norm(j[:, None] - j[None], axis=-1)
+        assert np.all(across <= found.pairs * (1 + 1e-9))
+  assert max(reached) <= found.value
+  assert found.value <= (20 if 'pooling' in name else 6) * max(reached)
+
+
+def test_min_and_max_together_only_exchange_elements():
+  f = lambda x: min_max(SQUARE[:4] @ x)
+  norm = float(np.linalg.svd(SQUARE[:4], compute_uv=False).max())
+  assert lipschitz(f)(jnp.zeros(VECTOR)).value == pytest.approx(norm, rel=1e-5)
+  alone = lipschitz(lambda x: jnp.maximum(*jnp.split(SQUARE[:4] @ x, 2)))(jnp.zeros(VECTOR))
+  assert alone.value == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_linear_residual_block_is_one_map_and_a_nonlinear_one_a_sum():
+  one = np.linalg.svd(np.eye(5) + np.asarray(SQUARE), compute_uv=False).max()
+  assert lipschitz(lambda x: x + SQUARE @ x)(jnp.zeros(VECTOR)).value == pytest.approx(one, rel=1e-5)
+  norm = np.linalg.svd(np.asarray(SQUARE), compute_uv=False).max()
+  assert lipschitz(residual)(jnp.zeros(VECTOR)).value == pytest.approx(1 + norm ** 2, rel=1e-5)
+
+
+def test_pairs_of_the_worked_example():
+  """Rows (1, 0), (0, 1), (-.6, .8) behind features of constant 2."""
+  head = jnp.array([[1., 0.], [0., 1.], [-.6, .8]])
+  found = lipschitz(lambda x: head @ jax.nn.relu(2 * x))(jnp.zeros(2))
+  np.testing.assert_allclose(found.pairs[0], [0, 2 * 2 ** .5, 2 * 1.7888544], rtol=1e-5)
+  assert found.pairs[1, 1] == 0
+  np.testing.assert_allclose(found.pairs, found.pairs.T)
+
+
+def test_maps_too_large_for_a_matrix_are_taken_apart(monkeypatch):
+  f = lambda x: conv(conv(x[None], KERNEL), KERNEL).reshape(2, 2, 2, 2, 2).mean((1, 3)).reshape(-1) @ WEIGHT[:8]
+  whole = lipschitz(f)(jnp.zeros(IMAGE)).value
+  monkeypatch.setattr('ibpjax.lipschitz._WHOLE', 100)
+  found = lipschitz(f)(jnp.zeros(IMAGE))
+  assert found.parts[-1][2].method == 'product of the parts'
+  assert whole <= found.value <= 8 * whole
+
+
+def test_models_of_this_library_have_bounds():
+  model = nn.mlp((6, 5), input_shape=(4,), classes=3, rngs=nnx.Rngs(0))
+  found = lipschitz(lambda m, x: m(x[None])[0])(model, jnp.zeros(4, jnp.float32))
+  kernels = [np.asarray(p, np.float64) for p in jax.tree.leaves(nnx.state(model, nnx.Param)) if p.ndim == 2]
+  norms = [np.linalg.svd(k, compute_uv=False).max() for k in kernels]
+  assert found.value == pytest.approx(np.prod(norms), rel=1e-5)
+  assert [name for name, _, _ in found.parts] == ['max', 'max', 'output']
+
+
+@pytest.mark.parametrize(('f', 'name'), [(lambda x: x * x, 'mul'), (jnp.exp, 'exp'), (jax.nn.softmax, 'exp'),
+                                         (lambda x: jnp.where(x > 0, x, 0.), 'gt')])
+def test_what_has_no_constant_is_refused(f, name):
+  with pytest.raises(NotImplementedError, match=rf'(?s)`{name}.*has no Lipschitz constant.*test_lipschitz.py'):
+    lipschitz(lambda x: f(2 * x))(jnp.zeros(3))
+
+
+def test_bounds_are_not_traced():
+  with pytest.raises(TypeError, match='on the host'):
+    jax.jit(lambda w: lipschitz(lambda w, x: w @ x)(w, jnp.zeros(5)).value)(jnp.asarray(SQUARE))

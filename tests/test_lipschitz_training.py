@@ -1,0 +1,199 @@
+"""Lipschitz training: losses against worked numbers, estimates below bounds, radii that attacks cannot break."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ibpjax.lipschitz import LipschitzBound, lipschitz, lipschitz_estimate
+from ibpjax.training import lipschitz_losses as losses
+from ibpjax.verification.radii import lipschitz_radii, verified_accuracy
+
+pytestmark = pytest.mark.usefixtures('x64')
+HEAD = np.array([[1., 0.], [0., 1.], [-.6, .8]])
+
+
+def worked():
+  """(logits, labels, pairs, eps) of the example: features of constant 2, rows (1, 0), (0, 1), (-.6, .8)."""
+  pairs = 2 * jnp.linalg.norm(HEAD[:, None] - HEAD[None], axis=-1)
+  return jnp.array([[2., 1.5, -3.]]), jnp.array([0]), pairs, .3
+
+
+def test_worked_numbers():
+  logits, labels, pairs, eps = worked()
+  assert float(losses.emma_loss(logits, labels, pairs, eps)) == pytest.approx(.702953, abs=1e-6)
+  np.testing.assert_allclose(losses.emma_logits(logits, labels, pairs, eps)[0], [0, 0, -3.926687], atol=1e-6)
+  assert float(losses.bottom(logits, pairs, eps)[0]) == pytest.approx(2.348528, abs=1e-6)
+  assert float(losses.gloro_loss(logits, labels, pairs, eps)) == pytest.approx(1.108645, abs=1e-6)
+  trades = losses.gloro_trades_loss(logits, labels, pairs, eps)
+  assert float(trades) == pytest.approx(.478262 + .630382, abs=2e-6)
+  kl = lambda p, q: float(jnp.sum(jnp.exp(p) * (p - q)))
+  with_bottom = jax.nn.log_softmax(jnp.append(logits[0], losses.bottom(logits, pairs, eps)))
+  assert kl(jax.nn.log_softmax(logits[0]), with_bottom[:3]) == pytest.approx(.630382, abs=1e-6)
+  fixed = np.array([0, -.5 + .848528, -5 + 1.073313])
+  assert float(losses.margin_loss(logits, labels, pairs, eps)) == pytest.approx(np.log(np.exp(fixed).sum()), abs=1e-5)
+
+
+def test_emma_gives_a_class_no_more_than_the_boundary_and_its_radius_no_gradient():
+  logits, labels, pairs, _ = worked()
+  for eps in (.01, .3, 10.):
+    z = losses.emma_logits(logits, labels, pairs, eps)
+    assert float(z.max()) <= 1e-12
+  gradient = jax.grad(lambda k: losses.emma_logits(logits, labels, k, .3)[0, 1])(pairs)
+  assert float(gradient[0, 1]) == pytest.approx(.589256 * .3, abs=1e-6)
+  wrong = losses.emma_logits(logits, jnp.array([2]), pairs, .3)
+  assert float(wrong[0, 0]) == pytest.approx(5 + .01 * .3 * float(pairs[2, 0]))
+
+
+def test_annealing_counts_sure_examples_less():
+  logits, labels = jnp.array([[9., 0., 0.]]), jnp.array([0])
+  p = np.exp(7 / .75) / (np.exp(7 / .75) + 2)
+  assert float(losses.annealed_loss(logits, labels)) == pytest.approx(.75 * (1 - p) ** 5 * -np.log(p), rel=1e-6)
+  assert float(losses.annealed_loss(logits, labels)) < 1e-6 * float(losses.annealed_loss(0 * logits, labels))
+
+
+def network(params, x):
+  first, second, head = params
+  x = jnp.maximum(first @ x, 0)
+  a, b = jnp.split(x + second @ x, 2)
+  return head @ jnp.concatenate([jnp.maximum(a, b), jnp.minimum(a, b)])
+
+
+def params_of(seed, head=3):
+  rng = np.random.default_rng(seed)
+  return [jnp.asarray(rng.normal(size=s) / s[1] ** .5) for s in ((8, 5), (8, 8), (head, 8))]
+
+
+def test_estimates_are_below_bounds_and_come_near():
+  params, x = params_of(0), jnp.zeros(5)
+  bound = lipschitz(network)(params, x)
+  run = jax.jit(lipschitz_estimate(network, steps=3))
+  found, state = run(jax.random.key(0), params, x)
+  previous = 0.
+  for _ in range(60):
+    assert previous * (1 - 1e-9) <= float(found.value) <= bound.value
+    previous = float(found.value)
+    found, state = run(state, params, x)
+  assert previous == pytest.approx(bound.value, rel=1e-3)
+  assert np.all(np.asarray(found.pairs) <= bound.pairs + 1e-12)
+  np.testing.assert_allclose(found.pairs, bound.pairs, rtol=1e-3, atol=1e-12)
+
+
+def test_derivatives_of_estimates_are_finite_differences():
+  params, x = params_of(1), jnp.zeros(5)
+  _, state = lipschitz_estimate(network, steps=3000)(jax.random.key(0), params, x)
+  direction = params_of(2)
+
+  def value(t):
+    moved = jax.tree.map(lambda a, d: a + t * d, params, direction)
+    found, _ = lipschitz_estimate(network, steps=300)(state, moved, x)
+    return found.value + found.pairs.sum()
+  h = 1e-6
+  np.testing.assert_allclose(jax.grad(value)(0.), (value(h) - value(-h)) / (2 * h), rtol=1e-5)
+  zero = jax.tree.map(jnp.zeros_like, params)
+  gradient = jax.grad(lambda p: lipschitz_estimate(network)(jax.random.key(0), p, x)[0].pairs.sum())(zero)
+  assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
+
+
+def trained(seed=0):
+  """(params, xs, labels) after a hundred steps of EMMA on three clouds of points."""
+  rng = np.random.default_rng(seed)
+  centres = rng.normal(size=(3, 5))
+  labels = jnp.asarray(rng.integers(0, 3, 200))
+  xs = jnp.asarray(centres[np.asarray(labels)] + .3 * rng.normal(size=(200, 5)))
+  params, optimizer = params_of(seed), optax.adam(1e-2)
+  estimate = lipschitz_estimate(network, steps=5)
+
+  @jax.jit
+  def step(carry, _):
+    params, moments, state = carry
+
+    def loss(params):
+      found, new = estimate(state, params, xs[0])
+      return losses.emma_loss(jax.vmap(network, (None, 0))(params, xs), labels, found.pairs, .2), new
+    gradient, state = jax.grad(loss, has_aux=True)(params)
+    updates, moments = optimizer.update(gradient, moments)
+    return (optax.apply_updates(params, updates), moments, state), None
+  _, state = estimate(jax.random.key(0), params, xs[0])
+  (params, *_), _ = jax.lax.scan(step, (params, optimizer.init(params), state), length=100)
+  return params, xs, labels
+
+
+def attacked(f, params, xs, labels, radii, steps=60):
+  """The least margin that gradient steps find within l2 balls, for each other class by itself."""
+  def margin(x, y, other):
+    z = f(params, x)
+    return jnp.where(y == other, jnp.inf, z[y] - z[other])
+
+  def one(x, y, r, other):
+    def step(d, _):
+      g = jax.grad(lambda d: f(params, x + d)[y] - f(params, x + d)[other])(d)
+      d = d - .2 * r * g / jnp.maximum(jnp.linalg.norm(g), 1e-12)
+      d = d * jnp.minimum(1, r / jnp.maximum(jnp.linalg.norm(d), 1e-12))
+      return d, margin(x + d, y, other)
+    return jax.lax.scan(step, jnp.zeros_like(x), length=steps)[1].min()
+  each = jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, 0, 0, None))
+  return np.asarray(jax.jit(each)(xs, labels, radii, jnp.arange(3)).min(1))
+
+
+@pytest.mark.usefixtures('promotion')
+def test_attacks_inside_of_radii_break_nothing():
+  params, xs, labels = trained()
+  logits = jax.vmap(network, (None, 0))(params, xs)
+  radii = lipschitz_radii(logits, labels, lipschitz(network)(params, xs[0]))
+  sure = radii > 0
+  assert sure.mean() > .9
+  inside = np.where(sure, radii, 0)
+  assert np.all(attacked(network, params, xs, labels, jnp.asarray(inside))[sure] > 0)
+  accuracies = [verified_accuracy(radii, eps) for eps in (0, .05, .1, .2, .5)]
+  assert accuracies == sorted(accuracies, reverse=True)
+  assert accuracies[0] <= np.mean(np.asarray(logits.argmax(-1) == labels))
+  assert verified_accuracy(radii, float(radii.max())) == 0  # strictly greater
+
+
+def test_attacks_break_a_control_that_is_vulnerable():
+  """A linear network, of which radii are exact: outside of them, by a twentieth, the same attack succeeds."""
+  head = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)))
+  linear = lambda head, x: head @ x
+  xs = jnp.asarray(np.random.default_rng(1).normal(size=(200, 5)))
+  logits = xs @ head.T
+  labels = logits.argmax(-1)
+  radii = lipschitz_radii(logits, labels, lipschitz(linear)(head, xs[0]))
+  assert np.all(attacked(linear, head, xs, labels, jnp.asarray(radii)) > 0)
+  assert np.mean(attacked(linear, head, xs, labels, jnp.asarray(1.05 * radii)) <= 0) >= .95
+
+
+def test_radii_of_ties_and_of_wrong_predictions_are_0():
+  bound = LipschitzBound(1., np.ones((3, 3)) - np.eye(3), 'upper', 0., ())
+  logits = [[1., 1., 0.], [0., 1., 0.], [2., 1., 0.], [np.nan, 1., 0.]]
+  found = lipschitz_radii(logits, [0, 0, 0, 0], bound, error=0.)
+  np.testing.assert_allclose(found, [0, 0, 1, 0])
+  assert found[2] < 1  # rounded down
+  assert lipschitz_radii([[1., 1 - 1e-6, 0.]], [0], bound)[0] == 0  # within the error of the logits
+
+
+def test_what_certifies_nothing_is_refused():
+  params, x = params_of(0), jnp.zeros(5)
+  found, _ = lipschitz_estimate(network)(jax.random.key(0), params, x)
+  with pytest.raises(TypeError, match='a LipschitzEstimate is a lower bound'):
+    lipschitz_radii([[1., 0., 0.]], [0], found)
+  for kind in ('lower', 'probabilistic'):
+    with pytest.raises(ValueError, match=f'the bound is {kind} and not upper'):
+      lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), kind, 0., ()))
+  with pytest.raises(ValueError, match='no constants of pairs'):
+    lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., None, 'upper', 0., ()))
+  with pytest.raises(ValueError, match='logits have shape'):
+    lipschitz_radii([[1., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), 'upper', 0., ()))
+
+
+@pytest.mark.usefixtures('promotion')
+def test_half_of_the_bound_is_refuted():
+  """What these tests are for: a bound that is too small by half does not survive the Jacobians of the network."""
+  params = trained()[0]
+  bound = lipschitz(network)(params, jnp.zeros(5)).value
+  xs = jnp.asarray(np.random.default_rng(0).normal(size=(500, 5)) * 2)
+  reached = jax.jit(jax.vmap(jax.jacobian(functools.partial(network, params))))(xs)
+  norms = np.linalg.svd(np.asarray(reached), compute_uv=False).max(-1)
+  assert bound / 2 < norms.max() <= bound
