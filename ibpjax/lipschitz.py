@@ -14,7 +14,8 @@ from jax.extend.core import primitives as P
 from ibpjax import affine, spectral_convolutions
 from ibpjax.ibp import ungrouped
 from ibpjax.interval import Interval, concrete, is_set, pytree
-from ibpjax.pieces import Piece, Unit, as_convolution, overlaps, pieces, units
+from ibpjax.piece_forms import as_convolution
+from ibpjax.pieces import Piece, Unit, overlaps, pieces, units
 from ibpjax.program import Equation, Program, rebind, unsupported
 from ibpjax.spectral import NormBound, dense, power_iteration, random_start
 from ibpjax.spectral_convolutions import Convolution
@@ -245,6 +246,13 @@ def _of_equation(piece: Piece, eqn: Equation, by: Callable[[Convolution], NormBo
     other = next(v for v in eqn.inputs if v.id not in piece.program.perturbed)
     x = np.abs(np.asarray(piece.known[other.id], np.float64))
     return exact(float(np.max(1 / x if eqn.key is P.div_p else x, initial=0)))
+  if eqn.key is P.dot_general_p and not eqn.params['dimension_numbers'][1][0]:  # the same for each row of the other
+    slot = 0 if eqn.inputs[0].id == before.id else 1
+    weights = np.asarray(piece.known[eqn.inputs[1 - slot].id], np.float64)
+    over = eqn.params['dimension_numbers'][0][1 - slot]
+    free = [i for i in range(weights.ndim) if i not in over]
+    count = int(np.prod([weights.shape[i] for i in over]))
+    return dense(weights.transpose(*over, *free).reshape(count, -1))
   alone = Piece(piece.program, piece.known, Unit((), (before,), 1., ''), Unit(eqn.outputs, (), 1., ''), (eqn,))
   if (convolution := as_convolution(alone)) is not None:
     return by(convolution)

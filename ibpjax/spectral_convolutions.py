@@ -93,7 +93,7 @@ class Convolution:
 
 def by_matrix(convolution: Convolution) -> NormBound:
   """The exact norm, by the singular values of the whole matrix: for small images."""
-  return dataclasses.replace(dense(convolution.sparse().toarray()), method='singular values of the whole matrix')
+  return dataclasses.replace(dense(convolution.sparse().toarray()), method='singular values of the convolution')
 
 
 def by_patches(convolution: Convolution) -> NormBound:

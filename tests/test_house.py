@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [{'_version', 'chunks', 'interval', 'pinned', 'spectral', 'unsound'},
           {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
-          {'composites', 'pieces', 'planes'}, {'elementwise', 'forms'},
+          {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_forms'},
           {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
           {'alpha', 'etb', 'linear', 'lipschitz'}, {'nn'},

@@ -1,5 +1,6 @@
 """Lipschitz bounds of traced networks: against exact norms of affine maps, and above what samples reach."""
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +26,19 @@ def conv(x, kernel, strides=(1, 1), padding='SAME'):
 IMAGE, VECTOR = (4, 4, 2), (5,)
 # name: (function, shape of its argument, what its norm is found by)
 AFFINE = {
-    'convolution': (lambda x: conv(x[None], KERNEL) + 1., IMAGE, 'matrix'),
-    'linear residual': (lambda x: x + conv(x[None], KERNEL)[0], IMAGE, 'matrix'),
-    'scaled residual': (lambda x: x[None] - SCALE * conv(x[None], KERNEL), IMAGE, 'matrix'),
-    'batch norm before': (lambda x: conv((x[None] - .3) * SCALE, KERNEL), IMAGE, 'matrix'),
-    'pointwise behind': (lambda x: conv(conv(x[None], KERNEL), POINT), IMAGE, 'matrix'),
-    'strided': (lambda x: conv(x[None], KERNEL, (2, 2)), IMAGE, 'matrix'),
-    'valid and cut': (lambda x: conv(x[None], KERNEL, (1, 1), 'VALID')[0], IMAGE, 'matrix'),
+    'convolution': (lambda x: conv(x[None], KERNEL) + 1., IMAGE, 'singular values of the convolution'),
+    'linear residual': (lambda x: x + conv(x[None], KERNEL)[0], IMAGE, 'singular values of the convolution'),
+    'scaled residual': (lambda x: x[None] - SCALE * conv(x[None], KERNEL), IMAGE, 'singular values of the convolution'),
+    'batch norm before': (lambda x: conv((x[None] - .3) * SCALE, KERNEL), IMAGE, 'singular values of the convolution'),
+    'pointwise behind': (lambda x: conv(conv(x[None], KERNEL), POINT), IMAGE, 'singular values of the convolution'),
+    'strided': (lambda x: conv(x[None], KERNEL, (2, 2)), IMAGE, 'singular values of the convolution'),
+    'valid and cut': (lambda x: conv(x[None], KERNEL, (1, 1), 'VALID')[0], IMAGE, 'singular values of the convolution'),
     'patches': (lambda x: conv(x[None], KERNEL[:2, :2], (2, 2), 'VALID'), IMAGE, 'the kernel as a matrix'),
     'two convolutions': (lambda x: conv(conv(x[None], KERNEL), KERNEL), IMAGE, 'singular values of the whole matrix'),
+    'padded': (lambda x: conv(jnp.pad(x[None], ((0, 0), (2, 1), (1, 2), (0, 0))), KERNEL), IMAGE,
+               'singular values of the convolution'),
+    'shuffled channels': (lambda x: conv(jnp.concatenate([x[None, ..., 1:], -2 * x[None, ..., :1]], -1), KERNEL), IMAGE,
+                          'singular values of the convolution'),
     'dense': (lambda x: x.reshape(-1) @ WEIGHT + 2., IMAGE, 'the kernel as a matrix'),
     'dense on batch': (lambda x: (x.reshape(1, -1) @ WEIGHT)[0], IMAGE, 'the kernel as a matrix'),
     'linear residual, dense': (lambda x: x + .5 * (SQUARE @ x), VECTOR, 'the kernel as a matrix'),
@@ -122,6 +127,21 @@ def test_min_and_max_together_only_exchange_elements():
   assert alone.value == pytest.approx(norm, rel=1e-5)
 
 
+def test_convolutions_between_rearrangements_are_convolutions():
+  """Of both outputs of MinMax as one image; and so they are of sorted neighbours, but for moves of elements."""
+  kernel = np.random.default_rng(2).normal(size=(3, 3, 4, 4)) / 6
+  first = np.random.default_rng(3).normal(size=(3, 3, 2, 4))
+  f = lambda x: min_max(conv(min_max(conv(x[None], first)), kernel))
+  found = lipschitz(f)(jnp.zeros(IMAGE))
+  assert [part.method for *_, part in found.parts][:2] == ['singular values of the convolution'] * 2
+  jacobians = [jax.jacobian(lambda x, k=k: conv(x[None], k).ravel())(jnp.zeros((4, 4, k.shape[2]))) for k in (
+      first, kernel)]
+  norms = [np.linalg.svd(np.asarray(j).reshape(len(j), -1), compute_uv=False).max() for j in jacobians]
+  assert found.value == pytest.approx(np.prod(norms), rel=1e-5)
+  g = lambda x: nn.group_sort(conv(nn.group_sort(conv(x[None], first)), kernel))
+  assert lipschitz(g)(jnp.zeros(IMAGE)).value == pytest.approx(np.prod(norms), rel=1e-5)
+
+
 def test_a_linear_residual_block_is_one_map_and_a_nonlinear_one_a_sum():
   one = np.linalg.svd(np.eye(5) + np.asarray(SQUARE), compute_uv=False).max()
   assert lipschitz(lambda x: x + SQUARE @ x)(jnp.zeros(VECTOR)).value == pytest.approx(one, rel=1e-5)
@@ -141,7 +161,7 @@ def test_pairs_of_the_worked_example():
 def test_maps_too_large_for_a_matrix_are_taken_apart(monkeypatch):
   f = lambda x: conv(conv(x[None], KERNEL), KERNEL).reshape(2, 2, 2, 2, 2).mean((1, 3)).reshape(-1) @ WEIGHT[:8]
   whole = lipschitz(f)(jnp.zeros(IMAGE)).value
-  monkeypatch.setattr('ibpjax.lipschitz._WHOLE', 100)
+  monkeypatch.setattr(importlib.import_module('ibpjax.lipschitz'), '_WHOLE', 100)
   found = lipschitz(f)(jnp.zeros(IMAGE))
   assert found.parts[-1][2].method == 'product of the parts'
   assert whole <= found.value <= 8 * whole
