@@ -11,6 +11,7 @@ from ibpjax.nn.lipschitz_layers import (
     orthogonalised,
     space_to_depth,
 )
+from ibpjax.nn.liresnet import liresnet
 from ibpjax.nn.models import cnn5, cnn7, cnn9, dm_large, dm_medium, dm_small, mlp, wk_small
 from ibpjax.nn.normalise import Normalise
 from ibpjax.nn.param_ramp import LeakyReLU, ParamRamp, calibrate, jittered, param_ramp, project, ramps, set_slope
@@ -20,7 +21,7 @@ from ibpjax.nn.sequential import Residual, Sequential, flatten
 __all__ = [
     'BatchNorm', 'LeakyReLU', 'LinearResidual', 'Normalise', 'NormalisedHead', 'OrthogonalDense', 'OrthogonalPatches',
     'ParamRamp', 'Residual', 'Sequential', 'calibrate', 'cnn5', 'cnn7', 'cnn9', 'difference_gain', 'dm_large',
-    'dm_medium', 'dm_small', 'flatten', 'group_sort', 'ibp_normal', 'jittered', 'min_max', 'mlp', 'orthogonalised',
-    'param_ramp', 'project', 'ramps', 'reinitialize', 'resnext', 'set_slope', 'space_to_depth', 'wide_resnet8',
-    'wk_small',
+    'dm_medium', 'dm_small', 'flatten', 'group_sort', 'ibp_normal', 'jittered', 'liresnet', 'min_max', 'mlp',
+    'orthogonalised', 'param_ramp', 'project', 'ramps', 'reinitialize', 'resnext', 'set_slope', 'space_to_depth',
+    'wide_resnet8', 'wk_small',
 ]

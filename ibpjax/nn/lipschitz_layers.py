@@ -65,7 +65,8 @@ class LinearResidual(nnx.Module):
 
   def __call__(self, x: Any) -> Any:
     """(batch, ..., features) -> the same shape."""
-    kernel = self.scale * self.kernel[...] * self.gamma[...]
+    kernel = self.kernel[...]
+    kernel = kernel * (self.scale * self.gamma[...]).reshape((1,) * (kernel.ndim - 1) + (-1,))
     features, middle = kernel.shape[-1], tuple(n // 2 for n in kernel.shape[:-2])
     kernel = kernel.at[middle].add(jnp.eye(features, dtype=kernel.dtype))
     y = x @ kernel if not middle else lax.conv_general_dilated(
@@ -130,7 +131,7 @@ class OrthogonalDense(nnx.Module):
     """(batch, features) -> (batch, out)."""
     w = self.kernel[...]
     if self.residual is not None:
-      w = jnp.eye(len(w), dtype=w.dtype) + self.residual * w * self.gamma[...]
+      w = jnp.eye(len(w), dtype=w.dtype) + self.residual * w * self.gamma[...][None]
     w = orthogonalised(w.T).T if w.shape[0] >= w.shape[1] else orthogonalised(w)
     return x @ w + self.bias[...][None]
 

@@ -1,0 +1,137 @@
+"""Layers of Lipschitz networks: rearrangements, maps of norm 1, and the model that they make."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ibpjax import ibp, linf_ball, nn
+from ibpjax.lipschitz import lipschitz
+
+SHAPES = [(2, 4, 4, 8), (3, 12)]
+
+
+def norm(f, shape):
+  """The norm of the Jacobian of a function of one batch at a random point."""
+  x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  return np.linalg.svd(np.asarray(jax.jacobian(f)(x)).reshape(-1, x.size), compute_uv=False)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('f', [nn.min_max, nn.group_sort, lambda x: nn.group_sort(x, 4)])
+def test_rearrangements_keep_every_element(f, shape):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  np.testing.assert_array_equal(np.sort(f(x).ravel()), np.sort(x.ravel()))
+  np.testing.assert_allclose(norm(f, shape), 1, rtol=1e-5)  # all singular values
+
+
+def test_what_they_rearrange():
+  x = jnp.array([[1., 5., 3., 2.]])
+  np.testing.assert_array_equal(nn.min_max(x), [[3, 5, 1, 2]])
+  np.testing.assert_array_equal(nn.group_sort(x), [[1, 5, 2, 3]])
+  np.testing.assert_array_equal(nn.group_sort(x, 4), [[1, 2, 3, 5]])
+  image = jnp.arange(16.).reshape(1, 4, 4, 1)
+  np.testing.assert_array_equal(nn.space_to_depth(image)[0, 0, 1], [2, 3, 6, 7])
+  for f in (nn.min_max, nn.group_sort):
+    with pytest.raises(ValueError, match=r'pairs|neighbours'):
+      f(jnp.zeros((1, 3)))
+  with pytest.raises(ValueError, match='blocks of 2 x 2'):
+    nn.space_to_depth(jnp.zeros((1, 3, 4, 1)))
+
+
+def test_interval_bounds_pass_rearrangements():
+  box = linf_ball(jnp.array([[1., 5., 3., 2.]]), .7)
+  for f in (nn.min_max, nn.group_sort):
+    bound = ibp(f)(box)
+    for point in (box.lower, box.upper, box.centre):
+      assert np.all((bound.lower <= f(point)) & (f(point) <= bound.upper))
+    assert np.all(bound.width <= 1.4 + 1e-5)
+
+
+@pytest.mark.parametrize('size', [3, 5, None])
+def test_a_linear_residual_block_is_one_map(size):
+  """The norm is that of I + s gamma W, zero padding included; and a block starts near the identity."""
+  layer = nn.LinearResidual(4, size=size, scale=.5, rngs=nnx.Rngs(0))
+  shape = (1, 4) if size is None else (1, 6, 6, 4)
+  assert norm(layer, shape).max() == pytest.approx(1, abs=.4)
+  rng = np.random.default_rng(0)
+  layer.kernel[...] = jnp.asarray(rng.normal(size=layer.kernel.shape) / 4, jnp.float32)
+  layer.gamma[...] = jnp.asarray(rng.normal(size=4), jnp.float32)
+  bound = lipschitz(lambda m, x: m(x))(layer, jnp.zeros(shape))
+  assert bound.value == pytest.approx(norm(layer, shape).max(), rel=1e-4)
+  (_, _, part), = bound.parts
+  assert part.kind == 'exact'
+  with pytest.raises(ValueError, match='odd kernels only'):
+    nn.LinearResidual(4, size=2, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize('shape', [(4, 4), (3, 7)])
+def test_orthogonalised_matrices_lengthen_nothing(shape):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  eta = 1e-3 * np.mean(np.sum(np.asarray(x) ** 2, 1))
+  before, after = (np.linalg.svd(np.asarray(a), compute_uv=False) for a in (x, nn.orthogonalised(x)))
+  np.testing.assert_allclose(after, before / np.sqrt(before ** 2 + eta), rtol=1e-4)
+  assert after.max() < 1
+  gradient = jax.grad(lambda x: nn.orthogonalised(x).sum())(x)
+  h, direction = 1e-2, np.random.default_rng(1).normal(size=shape)
+  def at(t):
+    return float(nn.orthogonalised(x + t * jnp.asarray(direction, jnp.float32)).sum())
+  assert float(jnp.sum(gradient * direction.astype(np.float32))) == pytest.approx((at(h) - at(-h)) / (2 * h), rel=.05)
+
+
+@pytest.mark.parametrize(('layer', 'shape'), [
+    (lambda: nn.OrthogonalDense(6, 4, rngs=nnx.Rngs(0)), (1, 6)),
+    (lambda: nn.OrthogonalDense(4, 6, rngs=nnx.Rngs(0)), (1, 4)),
+    (lambda: nn.OrthogonalDense(5, 5, residual=.3, rngs=nnx.Rngs(0)), (1, 5)),
+    (lambda: nn.OrthogonalPatches(2, 3, 2, rngs=nnx.Rngs(0)), (1, 4, 4, 2)),
+    (lambda: nn.OrthogonalPatches(1, 8, 2, rngs=nnx.Rngs(0)), (1, 4, 4, 1))])
+def test_orthogonal_layers_lengthen_nothing(layer, shape):
+  layer = layer()
+  assert .9 < norm(layer, shape).max() < 1
+  bound = lipschitz(lambda m, x: m(x))(layer, jnp.zeros(shape))
+  assert norm(layer, shape).max() * (1 - 1e-4) <= bound.value < 1 + 1e-5
+
+
+def test_rows_of_the_head_have_norm_1():
+  head = nn.NormalisedHead(7, 5, rngs=nnx.Rngs(0))
+  rows = np.asarray(jax.jacobian(lambda x: head(x)[0])(jnp.zeros((1, 7))))[:, 0]
+  np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+  assert np.all(lipschitz(lambda m, x: m(x[None])[0])(head, jnp.zeros(7)).pairs <= 2 + 1e-5)
+
+
+def small():
+  return nn.liresnet(2, 4, input_shape=(9, 9, 1), classes=3, hidden=6, neck=2, rngs=nnx.Rngs(0))
+
+
+def test_liresnet_is_a_chain_of_single_maps():
+  model = small()
+  f = lambda m, x: m(x[None])[0]
+  bound = lipschitz(f)(model, jnp.zeros((9, 9, 1)))
+  assert [name for name, _, _ in bound.parts] == ['max and min'] * 5 + ['output']
+  assert bound.kind == 'upper'
+  x = jnp.asarray(np.random.default_rng(0).uniform(size=(20, 9, 9, 1)), jnp.float32)
+  jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(f, 1), (None, 0)))(model, x)).reshape(20, 3, -1)
+  assert np.linalg.svd(jacobians, compute_uv=False).max() <= bound.value
+  across = np.linalg.norm(jacobians[:, :, None] - jacobians[:, None], axis=-1).max(0)
+  assert np.all(across <= bound.pairs + 1e-6)
+
+
+@pytest.mark.parametrize(('options', 'parameters'), [
+    (dict(depth=18, width=256), 16_943_114),
+    (dict(depth=18, width=588, input_shape=(224, 224, 3), classes=1000), 108_029_228),
+    (dict(depth=12, width=588, input_shape=(224, 224, 3), classes=1000), 89_351_996),
+    (dict(depth=18, width=256, input_shape=(64, 64, 3), classes=200), 17_059_016)])
+def test_parameter_counts(options, parameters):
+  """The authors give 16.9 million, and 106 and 87 without the 2 million of the head."""
+  shapes = nnx.eval_shape(lambda: nnx.state(nn.liresnet(**options, rngs=nnx.Rngs(0)), nnx.Param))
+  found = sum(x.size for x in jax.tree.leaves(shapes))
+  assert found == parameters
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match='width is 5'):
+    nn.liresnet(1, 5, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match='set neck to at most 2'):
+    nn.liresnet(1, 4, input_shape=(4, 4, 1), rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match='as many units out as in'):
+    nn.OrthogonalDense(3, 4, residual=1., rngs=nnx.Rngs(0))
