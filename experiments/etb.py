@@ -141,7 +141,7 @@ def depth(k: int, layers: int, radii: list[float]) -> list[dict[str, Any]]:
 
 
 def of_run(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Of a trained run, for each radius: errors in per cent and what `drops` says."""
+  """Of a trained run, for each radius what `drops` says, in fractions."""
   opened = open_run(folder, FLAGS.data_dir, 'test', FLAGS.examples)
   f, params = opened.f, opened.params
   run = jax.jit(functools.partial(expectations, f))
@@ -171,7 +171,7 @@ def line(row: dict[str, Any]) -> str:
   cells = [row['run'], radius_text(row['eps']), *rates('natural', 'robust'),
            '{} ({})'.format(*rates('says', 'false')), '{} ({})'.format(*rates('says_centred', 'false_centred')),
            *rates('says_mask', 'says_chord', 'missed', 'refuted'),
-           *(f'{row[name]:.2f}' for name in ('ratio', 'ratio_centred', 'ratio_chord'))]
+           *('-' if row[name] is None else f'{row[name]:.2f}' for name in ('ratio', 'ratio_centred', 'ratio_chord'))]
   return f'| {" | ".join(cells)} |'
 
 

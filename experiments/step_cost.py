@@ -88,6 +88,5 @@ def main(argv: list[str]) -> None:
             f'{found["costs"][i]:>9.2f} {share:>7}')
 
 
-
 if __name__ == '__main__':
   app.run(main)

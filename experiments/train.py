@@ -204,7 +204,7 @@ def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
     if FLAGS.loss == 'etb':
       found = drops(expected(params, batch_stats, *first))
       layers['slack'] = found.pop('slack')
-      errors |= {f'expected_{k}': v for k, v in found.items()}
+      errors |= {f'expected_{k}': v for k, v in found.items() if v is not None}
     return errors | dict(layers=layers)
   return evaluate
 
@@ -323,10 +323,9 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
           means |= evaluate(params, batch_stats)
         log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
         log.say(FLAGS.epochs, bar)
-        if means.get('expected_ratio_centred', 1) < 1:
-          bar.write('warning: the drop of margins that ETB expects is '
-                    f'{means["expected_ratio_centred"]:.2f} of the one '
-                    'that attacks find: it is false on average')
+        if (ratio := means.get('expected_ratio_centred')) is not None and ratio < 1:
+          bar.write(f'warning: the drop of margins that ETB around the network expects is {ratio:.2f} of the one that '
+                    'attacks find: it is false on average')
         final = dict(final=(params, batch_stats)) if number == total else {}
       stop = time.monotonic() > deadline
       if final or stop or time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes:

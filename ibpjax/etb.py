@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
 from ibpjax import affine
-from ibpjax.ibp import Forward, ungrouped
+from ibpjax.ibp import Forward, honest, ungrouped
 from ibpjax.interval import ExpectedInterval, Interval, as_interval, common, is_set, pytree, validated
 from ibpjax.program import Equation, Program, Value, evaluate, unsupported
 from ibpjax.rows import Functional
@@ -23,7 +23,7 @@ class Companion:
 
   Attributes:
     expected: the range of the composed affine map, which has a slope in the place of each ReLU.
-    slack: value id of what goes into a ReLU -> how far leaving out what the slope does not say of it moves the lower
+    slack: value id of what goes into ReLUs -> how far leaving out what the slope does not say of it moves the lower
       end down and the upper end up, two arrays >= 0 of the shape of the output.
     sound: an Interval that holds the range of the function: the expected one widened by all slack.
     sources: (value id, operation, line of the user's code) of each ReLU, for reports.
@@ -224,8 +224,9 @@ class _Maps:
     lower, upper = found.lower, found.upper
     for down, up in slack.values():
       lower, upper = lower - down, upper + up
+    sound = honest(Interval(lower, upper))
     sources = tuple(s for s in self.forward.intermediates().sources if s[0] in slack)
-    return Companion(ExpectedInterval(found.lower, found.upper), slack, Interval(lower, upper), sources)
+    return Companion(ExpectedInterval(found.lower, found.upper), slack, sound, sources)
 
   def _rows(self, v: Value, noting: bool) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
     """The ranges of the maps to the elements of a value, and what their rows make of the slack of each ReLU."""
@@ -240,7 +241,10 @@ class _Maps:
       def passage(eqn: Equation) -> _Slope | None:
         found = self.passage(eqn)
         operand, = (v.id for v in eqn.inputs if v.id in self.forward.program.perturbed)
-        return found and dataclasses.replace(found, note=functools.partial(slack.__setitem__, operand))
+
+        def note(more):  # several maxima may act on one value
+          slack[operand] = jax.tree.map(jnp.add, slack[operand], more) if operand in slack else more
+        return found and dataclasses.replace(found, note=note)
       back = dataclasses.replace(walk, planes=passage) if noting else walk
       return back.concretise(back.back(start)), slack
     return walk.over_elements(v, one, self.chunk)
@@ -249,13 +253,13 @@ class _Maps:
 def _slope(z: Interval, c: Any, slopes: str) -> _Slope:
   """What stands for max(z, c), between the ends of z."""
   low, high = z.lower - c, z.upper - c
-  alive = high >= 0
+  alive = high >= 0 if slopes == 'mask' else high > 0
   slope = alive.astype(z.dtype)
   if slopes == 'chord':
     bent = (low < 0) & (high > 0) & jnp.isfinite(low) & jnp.isfinite(high)
     slope = jnp.where(bent, high / jnp.where(bent, high - low, 1), slope)
   slack = jnp.where(alive & (low < 0), -slope * low, 0)
-  return _Slope(slope, (1 - slope) * c, slack)
+  return _Slope(slope, jnp.where(slope == 1, 0, (1 - slope) * c), slack)
 
 
 def _seconds(program: Program) -> frozenset[int]:

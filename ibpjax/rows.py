@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import primitives as P
 
 from ibpjax import affine, windows
 from ibpjax.chunks import over_rows
@@ -84,6 +85,11 @@ def _norm(a: Any, q: float) -> Any:
   scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
   total = jnp.sum(jnp.abs(a / scale) ** q)
   return scale * jnp.where(total > 0, jnp.where(total > 0, total, 1) ** (1 / q), 0)
+
+
+# What a dense layer is made of: its weights, its bias, and moves of axes.
+_LAYER = frozenset({P.dot_general_p, P.add_p, P.sub_p, P.neg_p, P.reshape_p, P.squeeze_p, P.transpose_p,
+                    P.broadcast_in_dim_p, P.copy_p, P.convert_element_type_p})
 
 
 class Passage(Protocol):
@@ -288,7 +294,7 @@ class Walk:
 
     if not counts:
       laid = jax.tree.map(lambda x: x.reshape(value.size, *x.shape[rank:]), along)
-      starts = self._starts(value)
+      starts = None if chunk is not None and chunk < value.size else self._starts(value)
 
       def one(x):
         i, start, parts = x
@@ -313,17 +319,27 @@ class Walk:
     return jax.tree.map(placed, flat)
 
   def _starts(self, value: Value) -> Functional | None:
-    """The elements of a value as functionals of the values before its last affine operations, all in one array.
+    """The elements of a value as functionals of the values before the dense layer that made it, all in one array.
 
-    They are the rows of the weights of a dense layer, say: so walks need not multiply unit rows with these. None where
-    this array would be much larger than the weights, or where rounding is counted operation by operation.
+    They are the rows of the weights: so walks need not multiply unit rows with these. None where there are other
+    operations on the way, which may differ from example to example; where the array would be much larger than the
+    weights; and where rounding is counted operation by operation.
     """
+    if self.errors is not None:
+      return None
     plain = dataclasses.replace(self, planes=None)
-    ends = plain.ends(value)
-    weights = [self.env[v.id].size for eqn in self.program.equations if eqn.key in affine.CONTRACTIONS
-               for v in eqn.inputs if v.id not in self.program.perturbed and v.id in self.env]
-    if self.errors is not None or value.id in ends or value.size * sum(v.size for v in ends.values()) > 2 * max(
-        weights, default=0):
+    ends, weights, largest = plain.ends(value), 0, 0
+    wanted = {value.id} - set(ends)
+    for eqn in reversed(self.program.equations):
+      if any(v.id in wanted for v in eqn.outputs):
+        if eqn.key not in _LAYER:
+          return None
+        moving = [v for v in eqn.inputs if v.id in self.program.perturbed]
+        if eqn.key in affine.CONTRACTIONS:
+          weights += sum(v.size for v in eqn.inputs if v.id not in self.program.perturbed)
+        largest = max(largest, sum(v.size for v in moving))
+        wanted |= {v.id for v in moving} - set(ends)
+    if value.size * largest > 2 * weights:
       return None
 
     def start(i):

@@ -269,6 +269,26 @@ def test_thresholds_other_than_zero():
       assert np.all(bound.width < 4 * np.ptp(values, axis=0) + 1e-6)
 
 
+def test_several_maxima_on_one_value():
+  """Each leaves something out; found in review, when the second took the place of the first."""
+  functions = [lambda x: jax.nn.relu(x) + jnp.maximum(x, .5) - 2 * x, lambda x: jax.nn.relu(x) + jnp.maximum(x, .5),
+               lambda x: jax.nn.relu(jax.nn.relu(x) + jnp.maximum(x, .5) - 1.7),
+               lambda x: jax.nn.relu(x) - jnp.maximum(-.3, x) + jnp.maximum(x, -jnp.inf)]
+  box = Interval(jnp.full(3, -1.), jnp.full(3, 1.))
+  for f in functions:
+    values = jax.vmap(f)(samples(box, 300))
+    for options in COMPANIONS.values():
+      bound = etb_companion(f, **options)(box).sound
+      assert holds(bound, values)
+      assert np.all(bound.width < 4)
+
+
+def test_a_unit_that_is_never_above_its_threshold_is_dropped():
+  f = lambda x: jax.nn.relu(-jax.nn.relu(x))
+  bound = etb_companion(f, slopes='chord', masks='sound')(box_around(jnp.zeros(2), 1.))
+  np.testing.assert_allclose((bound.sound.lower, bound.sound.upper), 0, atol=1e-12)
+
+
 @pytest.mark.parametrize('options', READINGS.values(), ids=READINGS)
 def test_batches_and_compilation_change_nothing(options):
   f = functools.partial(convolutional, activation=jax.nn.relu)
