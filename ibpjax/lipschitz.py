@@ -78,7 +78,10 @@ def lipschitz_estimate(f: Callable, *, argnum: int = -1, steps: int = 10) -> Cal
   def estimated(state, *args):
     program, _, ordered, into = _cut(f, args, argnum)
     maps = [(i, piece) for i in into for piece in into[i]]
-    if isinstance(state, jax.Array) and jnp.issubdtype(state.dtype, jax.dtypes.prng_key):
+    if isinstance(state, jax.Array) and not jnp.issubdtype(state.dtype, jax.dtypes.prng_key):
+      raise TypeError(f'the state is an array {state.dtype}{list(state.shape)}; it is a key of jax.random.key(seed), '
+                      'or what the last call returned')
+    if isinstance(state, jax.Array):
       keys = jax.random.split(state, len(maps))
       state = [random_start(key, tuple(jnp.zeros(v.shape, v.dtype) for v in piece.source.outputs))
                for key, (_, piece) in zip(keys, maps)]
@@ -128,7 +131,9 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
   between two of them lies a maximal affine map, of which one norm is taken: a linear residual block costs ||I + C||,
   and scales and batch norm with given statistics fold into their neighbours. Where maps from several operations meet,
   as behind a residual branch with an activation inside, their constants add. Everything is computed in float64 on the
-  host and rounded up; not for use inside of `jax.jit`.
+  host and rounded up; not for use inside of `jax.jit`. The bound is of the network in exact arithmetic with the weights
+  that this machine computes: those that the program itself makes of its parameters (by a factorisation, say) another
+  machine may compute otherwise. The value includes a relative 1e-6 for scales that it makes in float32.
 
   Args:
     f: any JAX function of affine operations, maxima and minima, sorts, pooling by maxima, absolute values, tanh,
@@ -145,6 +150,7 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
   """
   by = spectral_convolutions.certified if norm is None else norm
 
+  @np.errstate(invalid='ignore', over='ignore', divide='ignore')  # what is no number becomes infinite
   def bounded(*given):
     if not concrete(*jax.tree.leaves(given)):
       raise TypeError('Lipschitz bounds are computed in float64 on the host: call this outside of jax.jit, grad, vmap')
@@ -154,10 +160,11 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
       if not i:
         continue
       total = 0.
-      for piece in into[i]:
+      for piece in into.get(i, ()):
         found = _norm(piece, by)
         parts.append((unit.name, unit.line, found))
         total += found.value * reach[ordered.index(piece.source)]
+      total = np.inf if np.isnan(total) else total
       reach[i] = unit.constant * total
     kinds = [found.kind for *_, found in parts]
     failure = float(sum(found.failure for *_, found in parts))
@@ -166,7 +173,7 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
     pairs = None
     if _is_vector(program, ordered):
       terms = [_distances(p.matrix()) * reach[ordered.index(p.source)] for p in into[len(ordered) - 1]]
-      pairs = np.sum(terms, axis=0) * (1 + _SLACK)
+      pairs = np.nan_to_num(np.sum(terms, axis=0), nan=np.inf, posinf=np.inf) * (1 + _SLACK)
     return LipschitzBound(float(total) * (1 + _SLACK), pairs, kind, failure, tuple(parts))
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
@@ -192,7 +199,9 @@ def _known(program: Program, inputs: list[Any]) -> dict[int, Any]:
 def _distances(rows: np.ndarray) -> np.ndarray:
   """The distances of the rows of a matrix by explicit differences: expanded squares would cancel."""
   allowance = 1 + (rows.shape[1] + 4) * float(np.finfo(np.float64).eps)
-  return np.stack([np.sqrt(((rows - row) ** 2).sum(1)) for row in rows]) * allowance
+  largest = np.max(np.abs(rows), initial=0)
+  scale = largest if np.isfinite(largest) and largest > 0 else 1.  # or squares vanish, or overflow
+  return np.stack([np.sqrt(((rows / scale - row / scale) ** 2).sum(1)) for row in rows]) * (scale * allowance)
 
 
 def _norm(piece: Piece, by: Callable[[Convolution], NormBound]) -> NormBound:
@@ -224,17 +233,22 @@ def _by_parts(piece: Piece, by: Callable[[Convolution], NormBound]) -> NormBound
   return NormBound(value * (1 + 1e-12), kind, 1e-12, failure, 'product of the parts')
 
 
-# Operations whose result has each element of each operand at most once.
-_MOVES = frozenset({P.add_p, P.sub_p, P.add_jaxvals_p, P.neg_p, P.copy_p, P.reshape_p, P.squeeze_p, P.transpose_p,
-                    P.rev_p, P.slice_p, P.pad_p, P.concatenate_p, P.select_n_p, P.convert_element_type_p})
+# Operations whose results have each element of each operand at most once.
+_MOVES = frozenset({
+    P.add_p, P.sub_p, P.add_jaxvals_p, P.neg_p, P.copy_p, P.reshape_p, P.squeeze_p, P.transpose_p, P.rev_p, P.slice_p,
+    P.pad_p, P.concatenate_p, P.select_n_p, P.convert_element_type_p, P.dynamic_slice_p, P.dynamic_update_slice_p,
+    jax.lax.split_p, jax.lax.stack_p, jax.lax.unstack_p})
 
 
 def _of_equation(piece: Piece, eqn: Equation, by: Callable[[Convolution], NormBound]) -> NormBound:
-  """A bound of the norm of one equation in its perturbed operands, each by itself."""
+  """A bound of the norm of one equation: in each perturbed operand of a move, in the only one of all else."""
   exact = functools.partial(NormBound, kind='upper', slack=0.)
-  before = next(v for v in eqn.inputs if v.id in piece.program.perturbed)
   if eqn.key in _MOVES:
     return exact(1.)
+  before, *others = (v for v in eqn.inputs if v.id in piece.program.perturbed)
+  if others:
+    raise unsupported(eqn, 'stands in an affine map that is too large to be looked at as a whole, and has several '
+                           'perturbed operands')
   if eqn.key is P.broadcast_in_dim_p:
     return exact(float(eqn.outputs[0].size / before.size) ** .5)
   if eqn.key is P.reduce_sum_p:

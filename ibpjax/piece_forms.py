@@ -85,13 +85,18 @@ def _layouts(piece: Piece, source: Value) -> list[tuple[str | None, ...]]:
   return [*found, ('v',) * rank]
 
 
+def _is_vector(layout: tuple[str | None, ...]) -> bool:
+  """Whether all axes are channels of one pixel; a number is such a vector."""
+  return 'v' in layout or not layout
+
+
 def _identities(values: Sequence[Value], layout: tuple[str | None, ...]) -> dict[int, Form] | None:
   """The forms of the outputs of a unit, by their ids: each some of the channels of one image."""
   sizes, channels = set(), list[int]()
   for v in values:
-    if len(v.shape) != len(layout):
+    if len(v.shape) != len(layout) or any(name is None and n != 1 for name, n in zip(layout, v.shape)):
       return None
-    at = dict(h=1, w=1, c=v.size) if 'v' in layout else {name: n for name, n in zip(layout, v.shape) if name}
+    at = dict(h=1, w=1, c=v.size) if _is_vector(layout) else {name: n for name, n in zip(layout, v.shape) if name}
     sizes.add((at['h'], at['w']))
     channels.append(at['c'])
   if len(sizes) > 1 or sum(channels) > _MOST:
@@ -197,7 +202,7 @@ def _channels(piece: Piece, v: Value, layout: tuple[str | None, ...], shape: tup
   if x.ndim not in (0, len(shape)):
     return None
   x = np.broadcast_to(x, shape) if x.ndim else np.full(shape, x)
-  if 'v' in layout:
+  if _is_vector(layout):
     return x.ravel()
   others = tuple(i for i, name in enumerate(layout) if name != 'c')
   least, greatest = x.min(others), x.max(others)
@@ -273,7 +278,7 @@ def _contracted(piece: Piece, eqn: Equation, form: Form) -> Form | None:
 def _moved(eqn: Equation, form: Form, out: Value) -> Form | None:
   """Other orders of axes, and other axes of length 1; a value of one pixel may take any shape."""
   before = eqn.inputs[0].shape
-  if 'v' in form.layout:
+  if _is_vector(form.layout):
     kept = eqn.key is P.reshape_p or eqn.key is P.squeeze_p or (
         eqn.key is P.broadcast_in_dim_p and int(np.prod(before)) == out.size)
     if eqn.key is P.transpose_p:  # of vectors: another order of channels

@@ -114,19 +114,19 @@ def units(program: Program) -> list[Unit]:
     NotImplementedError: an operation that is neither affine nor known to be Lipschitz; names it and the line.
   """
   found = [Unit((), tuple(v for v in program.inputs if v.id in program.perturbed), 1., 'input')]
-  pairs: dict[tuple[int, ...], int] = {}
+  pairs: dict[tuple[int, ...], tuple[int, Any]] = {}
   for eqn in program.equations:
     flags = [v.id in program.perturbed for v in eqn.inputs]
     if not any(flags) or affine.is_affine(eqn, flags):
       continue
     moving = tuple(v for v, p in zip(eqn.inputs, flags) if p)
     key = tuple(sorted(v.id for v in moving))
-    if eqn.key in _EXTREMES and len(key) == 2 and key in pairs:
-      at = pairs.pop(key)
+    if eqn.key in _EXTREMES and len(key) == 2 and key in pairs and pairs[key][1] is not eqn.key:
+      at, _ = pairs.pop(key)
       found[at] = dataclasses.replace(found[at], outputs=(*found[at].outputs, *eqn.outputs), name='max and min')
       continue
     if eqn.key in _EXTREMES and len(key) == 2 and key[0] != key[1]:
-      pairs[key] = len(found)
+      pairs[key] = len(found), eqn.key
     found.append(Unit(moving, eqn.outputs, constant(eqn, flags), eqn.name, source_line(eqn)))
   return [*found, Unit(tuple(v for v in program.outputs if v.id in program.perturbed), (), 1., 'output')]
 

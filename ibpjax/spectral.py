@@ -85,14 +85,19 @@ def gram(matrix: Any, steps: int = 8) -> NormBound:
   m, n = matrix.shape[-2:]
   if n > m:
     matrix = np.swapaxes(matrix, -1, -2)
-  value = float(np.exp(_log_gram(np, matrix, steps).max()))
+  largest = float(np.max(np.abs(matrix)))
+  if not 0 < largest < np.inf:
+    return NormBound(0. if largest == 0 else np.inf, 'upper', 0., method='Gram iteration')
+  value = largest * float(np.exp(_log_gram(np, matrix / largest, steps).max()))
   # a step errs by (n u) ||G||_F^2, at most rank * n u of ||G||^2; step t weighs 2^-t in the result
   return rounded_up(value, 8 * max(m, n) * min(m, n) * _UNIT + 1e-12, 'upper', f'Gram iteration, {steps} steps')
 
 
 def log_gram(matrix: Any, steps: int = 6) -> Any:
   """The logarithm of the bound of `gram` for matrices (..., m, n), in JAX: differentiable, without an allowance."""
-  return _log_gram(jnp, matrix, steps)
+  largest = lax.stop_gradient(jnp.max(jnp.abs(matrix)))  # or squares vanish, or overflow
+  scale = jnp.where(largest > 0, largest, 1)
+  return _log_gram(jnp, matrix / scale, steps) + jnp.log(scale)
 
 
 def _log_gram(xp: Any, g: Any, steps: int) -> Any:
@@ -100,7 +105,7 @@ def _log_gram(xp: Any, g: Any, steps: int) -> Any:
   total = xp.zeros(g.shape[:-2], xp.finfo(g.dtype).dtype)
   for t in range(steps + 1):
     square = xp.sum(xp.real(g * xp.conj(g)), axis=(-2, -1))
-    positive = square > 0
+    positive = square != 0  # NaN stays
     safe = xp.sqrt(xp.where(positive, square, 1))
     total = total + xp.where(positive, xp.log(safe), -xp.inf) / 2 ** t
     if t < steps:
@@ -148,10 +153,12 @@ def power_iteration(apply: Callable[[Any], Any], v: Any, steps: int = 10) -> tup
 
   def step(v, _):
     w, = transpose(apply(v))
-    square = _square(w)
-    # no sum of the norm and a tiny number: that would shorten v, and the result, where weights are small
-    unit = _scaled(w, 1 / jnp.sqrt(jnp.where(square > 0, square, 1)))
-    return jax.tree.map(lambda new, old: jnp.where(square > 0, new, old), unit, v), None
+    largest = jnp.max(jnp.asarray([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(w)]))
+    usable = (largest > 0) & jnp.isfinite(largest)  # else what is there is kept
+    # scaled first, or squares vanish or overflow; and no tiny number is added to the norm, which would shorten v
+    w = _scaled(w, 1 / jnp.where(usable, largest, 1))
+    unit = _scaled(w, 1 / jnp.sqrt(jnp.where(usable, _square(w), 1)))
+    return jax.tree.map(lambda new, old: jnp.where(usable, new, old), unit, v), None
   v, _ = lax.scan(step, lax.stop_gradient(v), length=steps)
   v = lax.stop_gradient(v)
   square = _square(apply(v))
@@ -178,6 +185,8 @@ def lanczos(gram_map: Callable[[np.ndarray], np.ndarray], size: int, rng: np.ran
   Source: Kuczynski and Wozniakowski 1992 for the question; the bound after the fact is derived. Its allowance for
   rounding, 1e-9 and residuals of at least 1e-14 of the norm, with vectors orthogonalised twice, is not proved.
   """
+  if not size:
+    return NormBound(0., 'exact', 0., method='Lanczos')
   steps = min(steps, size)
   basis = np.empty((steps, size))
   v = rng.normal(size=size)
@@ -187,6 +196,8 @@ def lanczos(gram_map: Callable[[np.ndarray], np.ndarray], size: int, rng: np.ran
   for i in range(steps):
     basis[i] = v
     w = np.asarray(gram_map(v), np.float64)
+    if not np.isfinite(w).all():
+      return NormBound(np.inf, 'upper', 0., method='Lanczos')
     diagonal[i] = v @ w
     for _ in range(2):
       w = w - basis[:i + 1].T @ (basis[:i + 1] @ w)

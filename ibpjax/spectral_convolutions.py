@@ -85,6 +85,8 @@ class Convolution:
         blocks.append((a, b))
         rows.append((i * wide + j) * out)
         columns.append((y * m + x) * into)
+    if not blocks:  # no window meets the image
+      return scipy.sparse.csr_matrix((high * wide * out, n * m * into))
     values = np.stack([self.kernel[a, b].T for a, b in blocks])  # (blocks, out, in)
     r = np.asarray(rows)[:, None, None] + np.arange(out)[None, :, None] + np.zeros((1, 1, into), int)
     c = np.asarray(columns)[:, None, None] + np.arange(into)[None, None, :] + np.zeros((1, out, 1), int)
@@ -124,6 +126,8 @@ def by_torus(convolution: Convolution, gram_steps: int | None = None) -> NormBou
   Source: Sedghi et al. 2019 for circular convolutions; the embedding is derived.
   """
   kernel, strides = convolution.kernel, convolution.strides
+  if not np.isfinite(kernel).all():
+    return NormBound(np.inf, 'upper', 0., method='not finite')
   sides = []
   for n, out, s, (low, high) in zip(convolution.size, convolution.outputs, strides, convolution.padding):
     least = n if convolution.circular else max(n + max(low, high), out * s)
@@ -134,7 +138,8 @@ def by_torus(convolution: Convolution, gram_steps: int | None = None) -> NormBou
   terms = float(np.sqrt((kernel ** 2).sum((2, 3))).sum())
   error = 4 * (kernel.shape[0] * kernel.shape[1] + 8) * _UNIT * terms * np.sqrt(strides[0] * strides[1])
   value = (found.value + error) / np.sqrt(strides[0] * strides[1])
-  exact = convolution.circular and gram_steps is None
+  value = np.inf if np.isnan(value) else value
+  exact = convolution.circular and gram_steps is None and np.isfinite(value)
   return NormBound(float(value * (1 + 4 * _UNIT)), 'exact' if exact else 'upper', found.slack,
                    method=f'a torus of {sides[0]} x {sides[1]}, {found.method}')
 
@@ -203,6 +208,8 @@ def certified(convolution: Convolution, rng: np.random.Generator | None = None) 
   Args:
     rng: of the candidate; by default a fixed one, which costs tightness at worst.
   """
+  if not np.isfinite(convolution.kernel).all():
+    return NormBound(np.inf, 'upper', 0., method='not finite')
   high, wide, into, out = convolution.kernel.shape
   columns = convolution.size[0] * convolution.size[1] * into
   if not convolution.circular and not any(p for pair in convolution.padding for p in pair) and (

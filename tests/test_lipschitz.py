@@ -186,3 +186,43 @@ def test_what_has_no_constant_is_refused(f, name):
 def test_bounds_are_not_traced():
   with pytest.raises(TypeError, match='on the host'):
     jax.jit(lambda w: lipschitz(lambda w, x: w @ x)(w, jnp.zeros(5)).value)(jnp.asarray(SQUARE))
+
+
+# What a review found to be too small, or to crash.
+def spread(x):
+  return jnp.concatenate([jnp.maximum(x[:2], x[2:]), jnp.maximum(x[2:], x[:2])])
+
+
+def test_two_maxima_of_one_pair_are_no_rearrangement():
+  assert lipschitz(spread)(jnp.zeros(4)).value >= 2 ** .5
+  twice = lambda x: jnp.minimum(x[:2], x[2:]) + jnp.minimum(x[2:], x[:2])
+  assert lipschitz(twice)(jnp.zeros(4)).value >= 2
+
+
+def test_parts_with_several_operands_are_not_measured_by_the_first(monkeypatch):
+  scattered = lambda x: x[:10].at[jnp.zeros(30, int)].add(x[10:])
+  updated = lambda x: jax.lax.dynamic_update_slice(x[:10], 3 * x[10:20], (0,))
+  monkeypatch.setattr(importlib.import_module('ibpjax.lipschitz'), '_WHOLE', 20)
+  with pytest.raises(NotImplementedError, match='several perturbed operands'):
+    lipschitz(scattered)(jnp.zeros(40))
+  assert lipschitz(updated)(jnp.zeros(40)).value >= 3
+  both = lambda x: jax.lax.dynamic_update_slice(jnp.abs(x[:4]), 3 * x[4:8], (0,))
+  assert lipschitz(both)(jnp.zeros(8)).value >= 3
+
+
+@pytest.mark.parametrize(('f', 'shape', 'least'), [
+    (lambda x: x - jnp.max(x), (3,), 1.5), (lambda x: jax.nn.relu(x.sum()), (3,), 3 ** .5), (jnp.max, (4,), 1.),
+    (lambda x: 2 * x, (), 2.), (lambda x: jnp.ones(3) + 0 * x.sum(), (2,), 0.), (lambda x: jnp.ones(3), (2,), 0.),
+    (lambda x: conv(x, np.ones((1, 1, 1, 1)), (3, 3), [(1, 1), (1, 1)]), (1, 2, 2, 1), 0.)])
+def test_numbers_and_constants(f, shape, least):
+  found = lipschitz(f)(jnp.zeros(shape))
+  assert least * (1 - 1e-9) <= found.value <= 2 * least + 1e-9
+
+
+def test_weights_that_are_no_numbers_and_tiny_ones_certify_nothing_wrong():
+  for bad in (np.nan, np.inf):
+    kernel = np.full((3, 3, 2, 2), bad)
+    assert lipschitz(lambda x, k=kernel: conv(x[None], k))(jnp.zeros(IMAGE)).value == np.inf
+    assert lipschitz(lambda x, k=bad: 0. * jax.nn.relu(k * x))(jnp.zeros(2)).value == np.inf
+  found = lipschitz(lambda x: 1e-170 * jnp.eye(2) @ jax.nn.relu(x))(jnp.zeros(2))
+  assert found.pairs[0, 1] == pytest.approx(2 ** .5 * 1e-170, rel=1e-5)

@@ -184,6 +184,13 @@ def test_what_certifies_nothing_is_refused():
       lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), kind, 0., ()))
   with pytest.raises(ValueError, match='no constants of pairs'):
     lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., None, 'upper', 0., ()))
+  good = LipschitzBound(1., np.ones((3, 3)), 'upper', 0., ())
+  with pytest.raises(ValueError, match=r'labels lie in \[-1, 0\]'):
+    lipschitz_radii(np.ones((2, 3)), [-1, 0], good)
+  with pytest.raises(ValueError, match='error is -1'):
+    lipschitz_radii(np.ones((1, 3)), [0], good, error=-1)
+  with pytest.raises(TypeError, match=r'jax.random.key\(seed\)'):
+    lipschitz_estimate(network)(jax.random.PRNGKey(0), params, x)
   with pytest.raises(ValueError, match='logits have shape'):
     lipschitz_radii([[1., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), 'upper', 0., ()))
 

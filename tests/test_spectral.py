@@ -152,6 +152,26 @@ def test_gram_iteration_is_above_and_comes_near(shape):
   assert spectral.gram(matrix, 0).value == pytest.approx(np.linalg.norm(matrix))
 
 
+def test_gram_iteration_says_nothing_wrong_of_tiny_and_undefined_numbers():
+  a = np.random.default_rng(0).normal(size=(4, 3))
+  for scale in (1e-165, 1e-200, 1e-300):
+    assert spectral.gram(a * scale).value >= spectral.dense(a * scale).value > 0
+  for bad in (np.nan, np.inf):
+    assert spectral.gram(np.full((2, 2), bad)).value == np.inf
+    kernel = np.full((3, 3, 1, 1), bad)
+    for bound in (spectral_convolutions.by_torus, spectral_convolutions.certified):
+      assert bound(Convolution(kernel, (4, 4), padding=SAME)).value == np.inf
+  tiny = float(jnp.exp(spectral.log_gram(jnp.full((2, 2), 1e-25, jnp.float32), 3)))
+  assert tiny == pytest.approx(2e-25, rel=1e-3)
+
+
+def test_power_iteration_recovers_from_overflow():
+  v = random_start(jax.random.key(0), jnp.zeros(3, jnp.float32))
+  for scale in (1., 1e20, 1e-20, 1.):
+    found, v = power_iteration(lambda x, s=scale: jnp.float32(s) * x, v, 5)
+  assert float(found) == pytest.approx(1)
+
+
 def test_gram_iteration_is_differentiable_also_at_zero():
   a = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
   u, s, vt = np.linalg.svd(a)

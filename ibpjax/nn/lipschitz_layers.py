@@ -51,7 +51,7 @@ class LinearResidual(nnx.Module):
     size: of the kernel, odd; None for a dense layer.
     scale: s, 1 / sqrt(depth) in a network of so many blocks.
 
-  Source: Hu et al. 2023, section 3; the initialisation, N(0, 1 / (9 features))^2 for size 3, of the released code.
+  Source: Hu et al. 2023, section 3; the initialisation, of deviation 1 / (9 features) for size 3, of the released code.
   """
 
   def __init__(self, features: int, *, size: int | None = 3, scale: float = 1., rngs: nnx.Rngs):
@@ -59,8 +59,8 @@ class LinearResidual(nnx.Module):
       raise ValueError(f'size is {size}: the identity has a place in the middle of odd kernels only')
     space = () if size is None else (size, size)
     count = features * (size or 1) ** 2
-    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (*space, features, features)) / count)
-    self.gamma, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
+    self.kernel = nnx.Param(jax.random.normal(rngs.params(), (*space, features, features), jnp.float32) / count)
+    self.gamma, self.bias = nnx.Param(jnp.ones(features, jnp.float32)), nnx.Param(jnp.zeros(features, jnp.float32))
     self.scale = scale
 
   def __call__(self, x: Any) -> Any:
@@ -84,8 +84,9 @@ class NormalisedHead(nnx.Module):
 
   def __init__(self, features: int, classes: int, *, rngs: nnx.Rngs):
     bound = features ** -.5
-    self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (features, classes), minval=-bound, maxval=bound))
-    self.bias = nnx.Param(jnp.zeros(classes))
+    kernel = jax.random.uniform(rngs.params(), (features, classes), jnp.float32, -bound, bound)
+    self.kernel = nnx.Param(kernel)
+    self.bias = nnx.Param(jnp.zeros(classes, jnp.float32))
 
   def __call__(self, x: Any) -> Any:
     """(batch, features) -> (batch, classes)."""
@@ -123,8 +124,8 @@ class OrthogonalDense(nnx.Module):
     if residual is not None and features != out:
       raise ValueError(f'a residual layer has as many units out as in, not {features} and {out}')
     std = 1 / features if residual is not None else features ** -.5
-    self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (features, out)))
-    self.gamma, self.bias = nnx.Param(jnp.ones(out)), nnx.Param(jnp.zeros(out))
+    self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (features, out), jnp.float32))
+    self.gamma, self.bias = nnx.Param(jnp.ones(out, jnp.float32)), nnx.Param(jnp.zeros(out, jnp.float32))
     self.residual = residual
 
   def __call__(self, x: Any) -> Any:
@@ -148,7 +149,7 @@ class OrthogonalPatches(nnx.Module):
 
   def __init__(self, channels: int, out: int, size: int, *, rngs: nnx.Rngs):
     count = channels * size ** 2
-    self.kernel = nnx.Param(count ** -.5 * jax.random.normal(rngs.params(), (count, out)))
+    self.kernel = nnx.Param(count ** -.5 * jax.random.normal(rngs.params(), (count, out), jnp.float32))
     self.size, self.channels = size, channels
 
   def __call__(self, x: Any) -> Any:

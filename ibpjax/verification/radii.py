@@ -38,6 +38,10 @@ def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: f
   if logits.ndim != 2 or logits.shape[1] != len(bound.pairs) or labels.shape != logits.shape[:1]:
     raise ValueError(f'logits have shape {logits.shape} and labels {labels.shape}; for {len(bound.pairs)} classes they '
                      'have (batch, classes) and (batch,)')
+  if labels.size and (labels.min() < 0 or labels.max() >= logits.shape[1]):
+    raise ValueError(f'labels lie in [{labels.min()}, {labels.max()}]; there are {logits.shape[1]} classes, from 0 on')
+  if error < 0:
+    raise ValueError(f'error is {error}; it is >= 0')
   every = np.arange(len(logits))
   allowed = 2 * error * np.max(np.abs(logits), axis=1, initial=0)
   margins = logits[every, labels][:, None] - logits - allowed[:, None]
