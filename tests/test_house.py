@@ -45,8 +45,8 @@ def test_imports_point_down(path):
       assert floor(parts[1]) < floor(own), f'{own} imports {name}'
 
 
-def test_core_depends_on_six_packages():
-  allowed = {'jax', 'numpy', 'flax', 'optax', 'orbax', 'ibpjax'} | set(sys.stdlib_module_names)
+def test_core_depends_on_seven_packages():
+  allowed = {'jax', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'ibpjax'} | set(sys.stdlib_module_names)
   used = {name.split('.')[0] for path in (ROOT / 'ibpjax').rglob('*.py') for name in imported(path)}
   assert used <= allowed
 
