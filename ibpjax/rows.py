@@ -329,7 +329,9 @@ class Walk:
       return None
     plain = dataclasses.replace(self, planes=None)
     ends, weights, largest = plain.ends(value), 0, 0
-    wanted = {value.id} - set(ends)
+    if value.id in ends:
+      return None
+    wanted = {value.id}
     for eqn in reversed(self.program.equations):
       if any(v.id in wanted for v in eqn.outputs):
         if eqn.key not in _LAYER:
