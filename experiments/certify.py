@@ -2,6 +2,9 @@
 
     python -m experiments.certify --run=runs/digits
     python -m experiments.certify --run=runs/cifar10 --eps=2/255,8/255 --pgd=40x1,200x10
+    python -m experiments.certify --run=runs/liresnet --methods=lipschitz --eps=36/255 --audit=200
+
+Lipschitz certificates are of the network in exact arithmetic, all others also of the one in floating point.
 
 Killed at any moment, the same command goes on. What is written, beside pictures: `certificates.jsonl`, a record an
 example and eps (`evaluation.Cascade`), and `certificate.json`, settings and summary (`report.summarise`).
@@ -17,7 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 
 import ibpjax
-from experiments import evaluation, plots, runs
+from experiments import evaluation, plots, plots_lipschitz, radii, runs
 from experiments.flags import define_radii
 from experiments.opened import open_run
 from ibpjax.verification.certify import METHODS
@@ -27,7 +30,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string('run', 'runs/digits', 'Folder of a trained run.')
 define_radii('eps', None, 'Radii to certify, in the units of pixels in [0, 1]; the default is the one of the curves.')
 flags.DEFINE_list('methods', ['ibp', 'crown-ibp'],
-                  f'How bounds are computed, from cheap to tight, each on what is left: {", ".join(METHODS)}.')
+                  f'How bounds are computed, from cheap to tight, each on what is left: {", ".join(METHODS)}; or '
+                  'lipschitz alone, for l2 balls.')
+flags.DEFINE_integer('audit', 0, 'With --methods=lipschitz: examples whose Jacobians say how tight the bound is.', 0)
 flags.DEFINE_list('pgd', ['40x1', '200x10'], 'STEPSxRESTARTS of each attack: the first on all examples, the others on '
                                              'those that are neither verified nor broken.')
 flags.DEFINE_integer('batch_size', 500, 'Examples in a batch; the later methods and attacks take eighths of it.', 1)
@@ -70,8 +75,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   methods, attacks = list(dict.fromkeys(FLAGS.methods)), [attack(text) for text in FLAGS.pgd]
-  if not methods or set(methods) - set(METHODS):
-    raise app.UsageError(f'--methods={",".join(methods)}: known are {", ".join(METHODS)}')
+  if methods != ['lipschitz'] and (not methods or set(methods) - set(METHODS)):
+    raise app.UsageError(f'--methods={",".join(methods)}: known are {", ".join(METHODS)}, and lipschitz alone')
+  lipschitz = methods == ['lipschitz']
+  if FLAGS.audit and not lipschitz:
+    raise app.UsageError('--audit is of Lipschitz bounds: --methods=lipschitz')
   if not attacks:
     raise app.UsageError('--pgd is empty: without an attack nothing checks the bounds')
   run = pathlib.Path(FLAGS.run).expanduser()
@@ -79,28 +87,42 @@ def main(argv: list[str]) -> None:
   f, params, config, pixels = opened.f, opened.params, opened.config, opened.facts.pixels
   images, labels, total = opened.images, opened.labels, opened.of
   default = config['eps'] if config.get('test_eps') is None else config['test_eps']
-  radii, versions = list(dict.fromkeys(FLAGS.eps or [default])), runs.versions()
+  balls, versions = list(dict.fromkeys(FLAGS.eps or [default])), runs.versions()
   settings = dict(
       dataset=config['dataset'], split=FLAGS.split, examples=len(images), of=total, methods=methods,
-      pgd=[f'{steps}x{restarts}' for steps, restarts in attacks], seed=FLAGS.seed,
+      pgd=[f'{steps}x{restarts}' for steps, restarts in attacks], seed=FLAGS.seed, norm='l2' if lipschitz else 'linf',
       weights=evaluation.fingerprint(params), data=evaluation.fingerprint((images, labels)),
       **{k: versions[k] for k in ('commit', 'ibpjax', 'jax', 'devices')})
   path = evaluation.begin(run, settings)
   size = min(FLAGS.batch_size, len(images))
-  cascade = evaluation.Cascade(f, params, methods=methods, attacks=attacks, seed=FLAGS.seed, batch_size=size)
-  records = evaluation.evaluate(cascade, images, labels, radii, path, pixels)
+  common: dict[str, Any] = dict(attacks=attacks, seed=FLAGS.seed, batch_size=size)
+  cascade: Any
+  if lipschitz:
+    cascade = radii.Radii(f, params, opened.facts.shape, **common)
+  else:
+    cascade = evaluation.Cascade(f, params, methods=methods, **common)
+  records = evaluation.evaluate(cascade, images, labels, balls, path, pixels)
   results = evaluation.finish(run, settings, records, batch_size=size, versions=versions)
 
-  few, pictures = min(64, len(images)), ['boxes.png']
-  title = f'{few} {FLAGS.split} examples, eps {radius_text(max(radii))}'
-  draw_boxes(run / 'boxes.png', f, params, pixels(images[:few]), title, max(radii), jax.random.key(FLAGS.seed))
+  few, pictures = min(64, len(images)), ['radii.png' if lipschitz else 'boxes.png']
+  if lipschitz:
+    plots_lipschitz.radii(run / 'radii.png', {run.name: radii.of_examples(records)}, results)
+  else:
+    title = f'{few} {FLAGS.split} examples, eps {radius_text(max(balls))}'
+    draw_boxes(run / 'boxes.png', f, params, pixels(images[:few]), title, max(balls), jax.random.key(FLAGS.seed))
   what = f'{total} {FLAGS.split} examples' if len(images) == total else (
       f'the first {len(images)} of {total} {FLAGS.split} examples (a subset: not the errors on the whole split)')
   if len(results) > 1:
     plots.against_eps(run / 'eps.png', results, f'{config["dataset"]}, {what.split(" (")[0]}')
     pictures.append('eps.png')
-  print(f'{what}, l-infinity balls, intervals of 95 % (Wilson), PGD {" then ".join(settings["pgd"])}')
+  balls_of, tried = 'l2' if lipschitz else 'l-infinity', ' then '.join(settings['pgd'])
+  print(f'{what}, {balls_of} balls, intervals of 95 % (Wilson), PGD {tried}')
   print(evaluation.table(results))
+  if FLAGS.audit:
+    found = radii.audit(f, params, cascade.bound, pixels(images[:FLAGS.audit]), seed=FLAGS.seed)
+    radii.write_audit(run, found)
+    print(radii.audit_table(found), end='')
+    pictures += ['audit.md', 'audit.json']
   print(', '.join(f'{run}/{name}' for name in ('certificate.json', 'certificates.jsonl', *pictures)))
 
 

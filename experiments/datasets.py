@@ -212,27 +212,51 @@ def pack(name: str, train: Split, test: Split, out: pathlib.Path) -> pathlib.Pat
   return path
 
 
-def _packed(facts: Facts, path: pathlib.Path) -> tuple[Split, Split]:
-  """The splits in a file that `pack` wrote."""
-  remedy = 'Pack it again with `python -m experiments.pack`'
+def generated(facts: Facts, path: str | os.PathLike) -> Split:
+  """Generated examples of a dataset, from a .npz: `image`, uint8 (n, height, width, channels), and `label`.
+
+  Raises:
+    FileNotFoundError, ValueError: there is no such file, or it holds something else.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not path.exists():
+    raise FileNotFoundError(f'{path} does not exist: --generated names a .npz with the arrays image and label')
+  remedy = 'Give it the arrays image, uint8, and label'
+  images, labels = _arrays(path, ('image', 'label'), remedy)
+  return _checked(facts, path, 'image', 'label', images, labels, remedy)
+
+
+def _arrays(path: pathlib.Path, names: tuple[str, ...], remedy: str) -> list[np.ndarray]:
+  """Arrays of a .npz, which is no pickle."""
   try:
     with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
-      missing = [name for name in ARRAYS if name not in file]
-      arrays = [] if missing else [file[name] for name in ARRAYS]
+      missing = [name for name in names if name not in file]
+      arrays = [] if missing else [file[name] for name in names]
   except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise ValueError(f'{path} cannot be read ({error}). {remedy}') from error
   if missing:
     raise ValueError(f'{path} lacks {", ".join(missing)}. {remedy}')
-  splits = []
-  for part, images, labels in (('train', *arrays[:2]), ('test', *arrays[2:])):
-    if images.dtype != np.uint8 or images.shape[1:] != facts.shape or not len(images):
-      raise ValueError(f'{part}_images of {path} are {images.dtype} {images.shape}; they must be uint8 '
-                       f'(n, {", ".join(map(str, facts.shape))}), n > 0. {remedy}')
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-      raise ValueError(f'{part}_labels of {path} are {labels.dtype} {labels.shape}; they must be integers '
-                       f'({len(images)},). {remedy}')
-    wrong = np.flatnonzero((labels < 0) | (labels >= facts.classes))
-    if len(wrong):
-      _checked_label(facts, labels[wrong[0]], f'{part} example {wrong[0]} of {path}')
-    splits.append(Split(images, labels.astype(np.int32)))
-  return splits[0], splits[1]
+  return arrays
+
+
+def _checked(facts: Facts, path: pathlib.Path, of_images: str, of_labels: str, images: np.ndarray, labels: np.ndarray,
+             remedy: str) -> Split:
+  """Arrays of a file as a split of a dataset, if they can be that."""
+  if images.dtype != np.uint8 or images.shape[1:] != facts.shape or not len(images):
+    raise ValueError(f'{of_images} of {path} are {images.dtype} {images.shape}; they must be uint8 '
+                     f'(n, {", ".join(map(str, facts.shape))}), n > 0. {remedy}')
+  if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+    raise ValueError(f'{of_labels} of {path} are {labels.dtype} {labels.shape}; they must be integers '
+                     f'({len(images)},). {remedy}')
+  wrong = np.flatnonzero((labels < 0) | (labels >= facts.classes))
+  if len(wrong):
+    _checked_label(facts, labels[wrong[0]], f'{of_labels} number {wrong[0]} of {path}')
+  return Split(images, labels.astype(np.int32))
+
+
+def _packed(facts: Facts, path: pathlib.Path) -> tuple[Split, Split]:
+  """The splits in a file that `pack` wrote."""
+  remedy = 'Pack it again with `python -m experiments.pack`'
+  arrays = _arrays(path, ARRAYS, remedy)
+  train, test = (_checked(facts, path, ARRAYS[i], ARRAYS[i + 1], arrays[i], arrays[i + 1], remedy) for i in (0, 2))
+  return train, test

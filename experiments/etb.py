@@ -157,7 +157,7 @@ def of_run(folder: pathlib.Path) -> list[dict[str, Any]]:
       parts.append(jax.tree.map(np.asarray, run(params, images, labels, eps, points)))
     found = jax.tree.map(lambda *x: np.concatenate(x)[:len(opened.labels)], *parts)
     rows.append(dict(run=str(folder), eps=eps, examples=len(opened.labels), **drops(found)))
-    print(line(rows[-1]), flush=True)
+    print(logs.markdown([cells(rows[-1])]), end='', flush=True)
   return rows
 
 
@@ -165,26 +165,19 @@ HEAD = ['run', 'eps', 'clean', 'PGD', 'expected (false)', 'centred (false)', 'so
         'missed', 'refuted', 'drop ETB', 'drop centred', 'drop chord']
 
 
-def line(row: dict[str, Any]) -> str:
+def cells(row: dict[str, Any]) -> list[Any]:
   """A row of the table of runs: accuracies in per cent, ratios of drops."""
   rates = lambda *names: [f'{100 * row[name]:.2f}' for name in names]
-  cells = [row['run'], radius_text(row['eps']), *rates('natural', 'robust'),
-           '{} ({})'.format(*rates('says', 'false')), '{} ({})'.format(*rates('says_centred', 'false_centred')),
-           *rates('says_mask', 'says_chord', 'missed', 'refuted'),
-           *('-' if row[name] is None else f'{row[name]:.2f}' for name in ('ratio', 'ratio_centred', 'ratio_chord'))]
-  return f'| {" | ".join(cells)} |'
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-  """Markdown."""
-  text = lambda x: f'{x:.3g}' if isinstance(x, float) else str(x)
-  return ''.join(f'| {" | ".join(map(text, cells))} |\n' for cells in (head, ['---'] * len(head), *rows))
+  return [row['run'], radius_text(row['eps']), *rates('natural', 'robust'),
+          '{} ({})'.format(*rates('says', 'false')), '{} ({})'.format(*rates('says_centred', 'false_centred')),
+          *rates('says_mask', 'says_chord', 'missed', 'refuted'),
+          *('-' if row[name] is None else f'{row[name]:.2f}' for name in ('ratio', 'ratio_centred', 'ratio_chord'))]
 
 
 def random_networks(out: pathlib.Path) -> None:
   """Tables and pictures of random networks."""
   found = blocks()
-  text = table(['k', 'rho', 'IBP / ETB', 'predicted'], [list(row.values()) for row in found])
+  text = logs.markdown_table(['k', 'rho', 'IBP / ETB', 'predicted'], [list(row.values()) for row in found])
   print(text)
   logs.write(out / 'blocks.md', text)
   rows = [row for k, layers in itertools.product(FLAGS.widths, FLAGS.depths)
@@ -192,9 +185,10 @@ def random_networks(out: pathlib.Path) -> None:
   shown = [n for n in METHODS if n not in SOUND]
   head = ['k', 'layers', 'eps', *(f'width {n}' for n in METHODS if n != 'V2 centred'), 'IBP / V2',
           *(f'missed {n}' for n in shown), *(f'f(x) outside {n}' for n in ('V1', 'V2'))]
-  text = table(head, [[r['k'], r['layers'], r['eps'], *(r['width'][n] for n in METHODS if n != 'V2 centred'),
-                       r['width']['IBP'] / r['width']['V2'], *(r['missed'][n] for n in shown),
-                       *(r['outside'][n] for n in ('V1', 'V2'))] for r in rows])
+  found_rows = [[r['k'], r['layers'], r['eps'], *(r['width'][n] for n in METHODS if n != 'V2 centred'),
+                 r['width']['IBP'] / r['width']['V2'], *(r['missed'][n] for n in shown),
+                 *(r['outside'][n] for n in ('V1', 'V2'))] for r in rows]
+  text = logs.markdown_table(head, found_rows)
   print(text)
   logs.write(out / 'depth.md', text)
   logs.write(out / 'random.json', json.dumps(dict(blocks=found, depth=rows), indent=1) + '\n')
@@ -211,9 +205,9 @@ def main(argv: list[str]) -> None:
   if not FLAGS.runs:
     random_networks(out)
     return
-  print(f'| {" | ".join(HEAD)} |')
+  print(logs.markdown_table(HEAD, []), end='')
   rows = [row for run in FLAGS.runs for row in of_run(pathlib.Path(run).expanduser())]
-  logs.write(out / 'runs.md', f'| {" | ".join(HEAD)} |\n|{"---|" * len(HEAD)}\n' + '\n'.join(map(line, rows)) + '\n')
+  logs.write(out / 'runs.md', logs.markdown_table(HEAD, list(map(cells, rows))))
   logs.write(out / 'runs.json', json.dumps(rows, indent=1) + '\n')
   plots.expected_runs(out / 'runs.png', rows)
 

@@ -134,9 +134,11 @@ def refuse_contradictions(records: Records, path: pathlib.Path) -> None:
                        f'this run; {path} holds the records, with verdict "contradiction"')
 
 
-def evaluate(cascade: Cascade, images: np.ndarray, labels: np.ndarray, radii: Sequence[float],
+def evaluate(cascade: Any, images: np.ndarray, labels: np.ndarray, radii: Sequence[float],
              path: pathlib.Path, pixels: Callable[[np.ndarray], Any] = np.asarray) -> Records:
   """Records of all examples at all radii, each on the disk when its batch is done; goes on with those in the file.
+
+  `cascade` is a Cascade, or what has its call and its batch_size.
 
   Batches are the same however often it was stopped: of one done in part, the missing records are added.
   `pixels` makes floats in [0, 1] of a batch of `images`, which can stay as they are stored.

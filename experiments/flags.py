@@ -7,14 +7,14 @@ flags.disclaim_key_flags()  # a flag defined through this module belongs to the 
 
 
 def radius(text: str) -> float:
-  """A radius in the units of pixels in [0, 1], written as 0.1 or as 8/255."""
+  """A radius in the units of pixels in [0, 1], written as 0.1 or as 8/255; those of l2 balls may be greater than 1."""
   try:
     over, _, under = str(text).partition('/')
     value = float(over) / float(under or 1)
   except (ValueError, ZeroDivisionError):
     raise ValueError(f'{text} is not a radius: write 0.1 or 8/255') from None
-  if not 0 <= value <= 1:
-    raise ValueError(f'{text} is not a radius in [0, 1]: pixels lie in [0, 1], so write 8/255 and not 8')
+  if not 0 <= value < 8:
+    raise ValueError(f'{text} is not a radius: pixels lie in [0, 1], so write 8/255 and not 8')
   return value
 
 

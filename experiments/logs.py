@@ -56,22 +56,38 @@ def write(path: pathlib.Path, text: str) -> None:
     raise
 
 
+def markdown(rows: Iterable[Iterable[Any]]) -> str:
+  """Rows of a table; floats to three digits."""
+  text = lambda x: f'{x:.3g}' if isinstance(x, float) else str(x)
+  return ''.join(f'| {" | ".join(map(text, row))} |\n' for row in rows)
+
+
+def markdown_table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
+  """A table with a head."""
+  return markdown([head, ['---'] * len(head), *rows])
+
+
 class Log:
   """The metrics of a run, one record an epoch, in metrics.jsonl and as TensorBoard events.
 
   Args:
-    folder: of the run.
+    folder: of the run; None writes nothing and says nothing, as a process must that is not the first of several.
     step: where the run goes on; later records are those of a run that was stopped, and dropped.
   """
 
-  def __init__(self, folder: pathlib.Path, step: int):
-    self.path = folder / 'metrics.jsonl'
-    self.records = recovered(self.path, lambda record: record['step'] <= step)
-    self.events = SummaryWriter(str(folder / 'events'), purge_step=step + 1 if step else None)
+  def __init__(self, folder: pathlib.Path | None, step: int):
+    self.path, self.events = None, None
+    self.records: list[dict[str, Any]] = []
+    if folder is not None:
+      self.path = folder / 'metrics.jsonl'
+      self.records = recovered(self.path, lambda record: record['step'] <= step)
+      self.events = SummaryWriter(str(folder / 'events'), purge_step=step + 1 if step else None)
 
   def add(self, record: dict[str, Any]) -> None:
     """Writes a record, to the disk."""
     self.records.append(record)
+    if self.path is None or self.events is None:
+      return
     append(self.path, [record])
     for key, value in record.items():
       if isinstance(value, dict):  # of lists, one number a layer
@@ -84,6 +100,8 @@ class Log:
 
   def say(self, total: int, bar: tqdm) -> None:
     """The last record: on the bar of a terminal, and as a plain line where standard output is none."""
+    if self.path is None:
+      return
     record = self.records[-1]
     bar.set_postfix({k: f'{v:.4g}' for k, v in record.items() if k == 'loss' or k.startswith(('test', 'validation'))})
     if not sys.stdout.isatty():
@@ -92,4 +110,5 @@ class Log:
       print(f'epoch {record["epoch"]}/{total}, {record["seconds"]:.0f} s: {text}', flush=True)
 
   def close(self) -> None:
-    self.events.close()
+    if self.events is not None:
+      self.events.close()

@@ -25,7 +25,7 @@ def curves(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
     left.plot(epochs, get('robust'), label='robust, current eps')
   left.set(xlabel='epoch', ylabel='training loss [nats]', yscale='log')
   seen = [i for i, value in enumerate(get(f'{split}_error')) if not np.isnan(value)]
-  for key, label in ((f'{split}_error', 'natural'), (f'{split}_verified_error', 'IBP-verified, target eps')):
+  for key, label in ((f'{split}_error', 'natural'), (f'{split}_verified_error', 'verified, target eps')):
     middle.plot([epochs[i] for i in seen], [get(key)[i] for i in seen], label=label)
   middle.set(xlabel='epoch', ylabel=f'{split} error [%]', ylim=(0, 102))
   right.plot(epochs, np.divide(get('eps'), max(get('eps')) or 1), label=f'eps / {max(get("eps")):g}')
@@ -53,7 +53,7 @@ def layers(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
     axis.set(xlabel='epoch', title=label, **(dict(yscale='log') if key in ('radius', 'gain') else dict(ylim=(0, 1))))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[['top', 'right']].set_visible(False)
-  _finish(figure, axes[-1], path)
+  finish(figure, axes[-1], path)
 
 
 def boxes(path: pathlib.Path, names: list[str], widths: list[np.ndarray], sampled: list[np.ndarray],
@@ -103,7 +103,7 @@ def against_eps(path: pathlib.Path, results: list[dict[str, Any]], title: str) -
   top = max(r['verified_interval'][1] for r in results)
   axis.set(xlabel='eps [1/255]' if levels else 'eps, pixels in [0, 1]', ylabel='error [%], bands: 95 % (Wilson)',
            title=title, ylim=(0, min(102, 1.05 * top)))
-  _finish(figure, axis, path)
+  finish(figure, axis, path)
 
 
 def learning_curves(path: pathlib.Path, runs: dict[str, list[dict[str, tuple[list[float], list[float]]]]]) -> None:
@@ -124,7 +124,7 @@ def learning_curves(path: pathlib.Path, runs: dict[str, list[dict[str, tuple[lis
   axis.plot([], color='black', label='IBP-verified')
   axis.plot([], color='black', linestyle='--', label='natural')
   axis.set(xlabel='epoch', ylabel='error [%]', ylim=(0, 102))
-  _finish(figure, axis, path)
+  finish(figure, axis, path)
 
 
 def tradeoff(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -145,7 +145,7 @@ def tradeoff(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
   (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
   axis.set(xlabel='natural error [%]', ylabel='verified error [%]', xlim=(max(0, left), right),
            ylim=(max(0, bottom), min(102, top)), title='bars: 95 % (Wilson), or ± standard deviation over seeds')
-  _finish(figure, axis, path, labels)
+  finish(figure, axis, path, labels)
 
 
 def front(path: pathlib.Path, sweep: str, points: dict[str, list[dict[str, Any]]]) -> None:
@@ -165,7 +165,7 @@ def front(path: pathlib.Path, sweep: str, points: dict[str, list[dict[str, Any]]
                          label=f'eps {eps}', linewidth=1, markersize=4)
   axis.set(xlabel='natural error [%]', ylabel='verified error [%]',
            title=f'values of {sweep}; bars: 95 % (Wilson), or ± deviation over seeds')
-  _finish(figure, axis, path, labels)
+  finish(figure, axis, path, labels)
 
 
 def _with_bars(axis: Any, points: list[dict[str, Any]], texts: list[str], **style: Any) -> list[Any]:
@@ -198,7 +198,7 @@ def tightness(path: pathlib.Path, radii: list[float], widths: dict[str, list[lis
   right.set(yscale='log', xlabel='layer', ylabel='mean width of its values', title=f'eps {radius_text(radii[middle])}')
   right.xaxis.set_major_locator(MaxNLocator(integer=True))
   left.spines[['top', 'right']].set_visible(False)
-  _finish(figure, right, path)
+  finish(figure, right, path)
 
 
 def margins(path: pathlib.Path, least: dict[str, np.ndarray], title: str) -> None:
@@ -219,7 +219,7 @@ def margins(path: pathlib.Path, least: dict[str, np.ndarray], title: str) -> Non
               label=f'{name}: {share:.1f} % above 0')
   axis.axvline(0, color='black', linewidth=.8)
   axis.set(xlabel='least margin of an example, outliers at the ends', ylabel='examples', title=title)
-  _finish(figure, axis, path)
+  finish(figure, axis, path)
 
 
 def neuron_states(path: pathlib.Path, layers: list[dict[str, float]], title: str) -> None:
@@ -233,7 +233,7 @@ def neuron_states(path: pathlib.Path, layers: list[dict[str, float]], title: str
       bottom += heights
   axis.set(xlabel='layer', ylabel='fraction of neurons', ylim=(0, 1), title=title)
   axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-  _finish(figure, axis, path)
+  finish(figure, axis, path)
 
 
 def expected_blocks(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
@@ -246,7 +246,7 @@ def expected_blocks(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
     axis.plot(k, [row['predicted'] for row in mine], '-', color=f'C{i}', linewidth=1, label=f'rho {rho:g}, predicted')
   axis.axhline(1, color='black', linewidth=.8)
   axis.set(xscale='log', yscale='log', xlabel='hidden units of a block', ylabel='radius of IBP over that of ETB')
-  _finish(figure, axis, path)
+  finish(figure, axis, path)
 
 
 def expected_depth(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
@@ -266,7 +266,7 @@ def expected_depth(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     for axis in (left, right):
       axis.spines[['top', 'right']].set_visible(False)
       axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-  _finish(figure, axes[0, 1], path)
+  finish(figure, axes[0, 1], path)
 
 
 def expected_runs(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
@@ -287,7 +287,7 @@ def expected_runs(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     axis.set(xlabel='eps, pixels in [0, 1]', ylim=(0, 102), title='/'.join(pathlib.Path(run).parts[-2:]))
     axis.spines[['top', 'right']].set_visible(False)
   axes[0, 0].set(ylabel='examples [%]')
-  _finish(figure, axes[0, -1], path)
+  finish(figure, axes[0, -1], path)
 
 
 def _colours(n: int) -> list[Any]:
@@ -295,7 +295,7 @@ def _colours(n: int) -> list[Any]:
   return [f'C{i}' for i in range(n)] if n <= 10 else list(plt.get_cmap('turbo')(np.linspace(0, 1, n)))
 
 
-def _finish(figure: Any, axis: Any, path: pathlib.Path, labels: Sequence[tuple[float, float, str, Any]] = ()) -> None:
+def finish(figure: Any, axis: Any, path: pathlib.Path, labels: Sequence[tuple[float, float, str, Any]] = ()) -> None:
   """Puts the legend beside the axis, labels beside their points, and saves."""
   axis.spines[['top', 'right']].set_visible(False)
   axis.legend(frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0)

@@ -25,14 +25,17 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {
     'dm_large_200': functools.partial(nn.dm_large, hidden=200), 'wk_small': nn.wk_small,
     'cnn5': nn.cnn5, 'cnn7': nn.cnn7, 'cnn9': nn.cnn9, 'cnn7_tiny': functools.partial(nn.cnn7, last_stride=2),
     'wide_resnet8': nn.wide_resnet8, 'wide_resnet8_tiny': functools.partial(nn.wide_resnet8, width=10),
-    'resnext': nn.resnext, 'resnext_tiny': functools.partial(nn.resnext, stem=16, bottleneck=8, blocks=2)}
+    'resnext': nn.resnext, 'resnext_tiny': functools.partial(nn.resnext, stem=16, bottleneck=8, blocks=2),
+    'liresnet': nn.liresnet}
 ACTIVATIONS: dict[str, Callable[..., Any]] = {'relu': jax.nn.relu, 'leaky_relu': nn.LeakyReLU,
                                               'param_ramp': nn.ParamRamp}
 # Flags that are options of some models only.
-OPTIONS = {'hidden': ['mlp'], 'width': ['cnn5', 'cnn7', 'cnn7_tiny', 'cnn9', 'dm_large', 'dm_large_200'],
-           'valid': ['dm_small', 'dm_medium']}
+OPTIONS = {'hidden': ['mlp'], 'width': ['cnn5', 'cnn7', 'cnn7_tiny', 'cnn9', 'dm_large', 'dm_large_200', 'liresnet'],
+           'valid': ['dm_small', 'dm_medium'], 'depth': ['liresnet'], 'block': ['liresnet'], 'neck': ['liresnet']}
+UNNORMALISED = ('liresnet',)   # take pixels as they are: a division by the deviations would lengthen
 # Flags that say how and where a run is done, not what is computed: these may change when it goes on.
-CIRCUMSTANCES = {'out', 'config', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds'}
+CIRCUMSTANCES = {'out', 'config', 'data_dir', 'workers', 'max_minutes', 'checkpoint_minutes', 'seeds', 'fsdp',
+                 'coordinator', 'processes', 'process'}
 
 
 def build_model(config: dict[str, Any], facts: Facts, seed: int) -> nn.Sequential:
@@ -46,7 +49,7 @@ def build_model(config: dict[str, Any], facts: Facts, seed: int) -> nn.Sequentia
   if config.get('activation', 'relu') != 'relu':
     options['activation'] = functools.partial(ACTIVATIONS[config['activation']], eta=config['eta'])
   model = MODELS[name](input_shape=facts.shape, classes=facts.classes, rngs=nnx.Rngs(seed), **options)
-  if any(facts.mean) or set(facts.std) != {1.}:
+  if name not in UNNORMALISED and (any(facts.mean) or set(facts.std) != {1.}):
     model = nn.Sequential([nn.Normalise(facts.mean, facts.std), *model.layers])
   return model
 

@@ -8,15 +8,18 @@ run in turn (A B C A B C ...), optimizer and metrics included, on images of MNIS
 the device as stored bytes. XLA cost is the number of floating-point operations that the compiled program reports, that
 of a natural step for each example. Drawing a batch is timed by itself, beside the first loss.
 """
+import dataclasses
 import functools
 import statistics
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
 
+import ibpjax
 from experiments import datasets, pipeline, runs
 from experiments.timing import in_turn, timed
 from ibpjax import training
@@ -33,7 +36,8 @@ flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium.')
 OBJECTIVES: dict[str, Any] = {
     'ibp': training.ibp_objective, 'mixed': training.ibp_objective, 'etb': training.etb_objective,
     'companion': training.companion_objective,
-    'crown-ibp': functools.partial(training.crown_objective, beta=lambda _: 1.)}
+    'crown-ibp': functools.partial(training.crown_objective, beta=lambda _: 1.), 'emma': training.lipschitz_objective}
+ESTIMATES = {'emma': ibpjax.lipschitz_estimate}
 flags.DEFINE_list('losses', ['ibp', 'mixed'], f'What is measured beside natural steps: {", ".join(OBJECTIVES)}.')
 
 
@@ -42,20 +46,25 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, Any]:
   facts = datasets.FACTS[FLAGS.dataset]
   optimizer = optax.adam(1e-4)
   config = dict(model=name, valid=FLAGS.valid and name in runs.OPTIONS['valid'])
-  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), optimizer)
+  model = runs.build_model(config, facts, 0)
+  graphdef, state = training.TrainState.create(model, optimizer)
   key = jax.random.key(0)
   mixed = training.linear(.5, 0, 100, initial=1.)
   batch = next(iter(feed.batches(0)))
 
-  def step(objective, kappa):
-    def run(state, images, labels):
-      return training.train_step(state, (facts.pixels(images), labels), key, graphdef=graphdef, optimizer=optimizer,
-                                 eps=lambda _: FLAGS.eps, kappa=kappa, objective=objective)
-    return jax.jit(run, compiler_options=training.compiler_options()).lower(state, *batch).compile()
-  contestants = [step(None, mixed)]
-  contestants += [step(OBJECTIVES[loss], mixed if loss == 'mixed' else lambda _: 0.) for loss in FLAGS.losses]
+  def step(objective, kappa, estimate=None):
+    carried = estimate and training.carried_at_start(model, estimate, jnp.zeros(facts.shape), key)
+    start = dataclasses.replace(state, carried=carried)
+
+    def run(start, images, labels):
+      return training.train_step(start, (facts.pixels(images), labels), key, graphdef=graphdef, optimizer=optimizer,
+                                 eps=lambda _: FLAGS.eps, kappa=kappa, objective=objective, estimate=estimate)
+    return jax.jit(run, compiler_options=training.compiler_options()).lower(start, *batch).compile(), start
+  contestants, starts = zip(step(None, mixed), *(
+      step(OBJECTIVES[loss], mixed if loss == 'mixed' else lambda _: 0., ESTIMATES.get(loss)) for loss in FLAGS.losses))
   costs = [program.cost_analysis()['flops'] for program in contestants]
-  rounds = in_turn(contestants, state, *batch, repeats=FLAGS.repeats)
+  rounds = in_turn([functools.partial(f, start) for f, start in zip(contestants, starts)], *batch,
+                   repeats=FLAGS.repeats)
   drawn = feed.batches(1)
   draws = [timed(next, drawn) for _ in range(min(FLAGS.repeats, len(feed)))]
   seconds = [statistics.median(times) for times in zip(*rounds)]

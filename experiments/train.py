@@ -6,6 +6,7 @@ r"""Trains a classifier with guaranteed bounds and writes its run to a folder.
 
 The same command goes on with a run that was stopped or killed, and ends as if it had never stopped.
 """
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -26,14 +27,12 @@ from absl import app, flags, logging
 from flax import nnx
 from tqdm import tqdm
 
-import ibpjax
-from experiments import configs, datasets, logs, pipeline, plots, recipe, runs
+from experiments import configs, datasets, logs, measures, pipeline, plots, recipe, runs
 from experiments.flags import define_integers, define_radius
 from ibpjax import nn, training
-from ibpjax.training import augment
+from ibpjax.nn.liresnet import BLOCKS
+from ibpjax.training import augment, parallel
 from ibpjax.training.checkpoints import CheckpointError, fill
-from ibpjax.verification.analysis import layer_growth
-from ibpjax.verification.expected import drops, expectations
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.')
@@ -43,10 +42,15 @@ flags.DEFINE_bool('augment', True, 'Random flips and crops, where the dataset ha
 flags.DEFINE_integer('pad', None, 'Zeros around an image before a random crop to its size; by default the padding that '
                      'is usual for the dataset.', 0)
 flags.DEFINE_integer('side', None, 'Cut images to this height and width: at random in training, in the middle else.', 1)
+flags.DEFINE_string('generated', None, 'A .npz of generated examples (image, label) to train on too.')
+flags.DEFINE_integer('generated_batch', 768, 'How many of them there are in a step, beside --batch_size.', 1)
 flags.DEFINE_integer('workers', 2, 'Processes that read a dataset too large for memory.', 0)
 flags.DEFINE_enum('model', 'dm_small', list(runs.MODELS), 'Which network.')
 define_integers('hidden', [], 'Widths of the hidden layers of mlp.', least=1)
-flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn5, cnn7, cnn9 and dm_large.', 1)
+flags.DEFINE_integer('width', None, 'Channels of the first layer of cnn5, cnn7, cnn9, dm_large and liresnet.', 1)
+flags.DEFINE_integer('depth', None, 'Blocks of liresnet.', 1)
+flags.DEFINE_integer('neck', None, 'Side of the windows behind them.', 1)
+flags.DEFINE_enum('block', None, list(BLOCKS), 'Which; by default linear.')
 flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium (Gowal et al. 2018).')
 flags.DEFINE_enum('activation', 'relu', list(runs.ACTIVATIONS), 'Of all hidden layers.')
 flags.DEFINE_float('eta', 0., 'Slope of leaky_relu below 0 and of param_ramp outside of its bends, at the beginning.',
@@ -61,9 +65,12 @@ flags.DEFINE_enum('initialization', 'fan_in', ['fan_in', 'ibp'], 'Of the kernels
 flags.DEFINE_float('regularizer_weight', 0., 'Weight of the warm-up regularizers of Shi et al. 2021 at eps 0, with '
                    '--loss=ibp, sabr, taps, staps, mtl-ibp, cc-ibp, exp-ibp; it falls to 0 as eps grows.', 0.)
 flags.DEFINE_enum('loss', 'ibp', ['ibp', 'crown-ibp', 'crown-lbp', 'fused', 'sabr', 'mtl-ibp', 'cc-ibp', 'exp-ibp',
-                                  'ibp-r', 'taps', 'staps', 'etb', 'companion', 'pgd', 'trades', 'natural'],
+                                  'ibp-r', 'taps', 'staps', 'etb', 'companion', 'pgd', 'trades', 'natural',
+                                  *recipe.LIPSCHITZ],
                   'What is minimised beside the natural loss; fused is CROWN-IBP of the loss itself, companion the '
-                  'sound companion of ETB with slopes of chords.')
+                  f'sound companion of ETB with slopes of chords; {", ".join(recipe.LIPSCHITZ)} are of Lipschitz '
+                  'networks and l2 balls.')
+flags.DEFINE_integer('power_steps', 10, 'Steps of the power iteration of these, in each step of training.', 1)
 flags.DEFINE_float('etb_weight', 1., 'Weight of the loss of expected logits in etb, beside the natural one in it.', 0.)
 flags.DEFINE_float('temperature', 1., 'Of these logits, which are divided by their greatest magnitude; 0 leaves them '
                    'as they are.', 0.)
@@ -86,8 +93,9 @@ flags.DEFINE_bool('population_statistics', False, 'After each epoch measure the 
 flags.DEFINE_float('beta_end', 0., 'Weight of the linear bounds of crown-ibp, crown-lbp and fused in the mixture with '
                    'interval bounds once eps has its value; linear in eps, from 1 before the ramp.', 0., 1.)
 flags.DEFINE_integer('pgd_steps', 7, 'Steps of the attacks in training.', 1)
-flags.DEFINE_float('trades_weight', 6., 'Weight of the divergence in trades.', 0.)
-define_radius('eps', .1, 'Radius of the l-infinity ball to train for; pixels lie in [0, 1].')
+flags.DEFINE_float('trades_weight', 6., 'Weight of the divergence in trades and gloro-trades.', 0.)
+define_radius('eps', .1, 'Radius of the ball to train for; pixels lie in [0, 1].')
+flags.DEFINE_float('eps_start', 0., 'Radius before the ramp, as a share of --eps.', 0., 1.)
 define_radius('test_eps', None, 'Radius that the curves evaluate; the default is --eps.')
 flags.DEFINE_integer('epochs', 60, 'Passes over the training split.', 1)
 flags.DEFINE_integer('warmup_epochs', 3, 'Epochs with eps 0 before the ramp.', 0)
@@ -96,14 +104,22 @@ flags.DEFINE_enum('schedule', 'smoothed', ['linear', 'smoothed'], 'Shape of the 
 flags.DEFINE_float('kappa_start', 1., 'Weight of the natural loss before the ramp.', 0., 1.)
 flags.DEFINE_float('kappa_end', 0., 'Weight of the natural loss after the ramp; linear in eps between.', 0., 1.)
 flags.DEFINE_integer('batch_size', 32, 'Examples a step.', 1)
+flags.DEFINE_string('coordinator', None, 'host:port of the first of several processes that train together; "auto" asks '
+                    'the environment of a cluster for it and for the next two.')
+flags.DEFINE_integer('processes', None, 'How many processes there are.', 1)
+flags.DEFINE_integer('process', None, 'Which of them this one is.', 0)
+flags.DEFINE_bool('fsdp', False, 'Cut parameters and optimizer states over the devices, not only batches.')
 flags.DEFINE_integer('accumulate', 1, 'Parts of a batch that bounds are computed for one after the other, to save '
                      'memory; batch statistics and steps are those of the whole batch.', 1)
-flags.DEFINE_enum('optimizer', 'adam', ['adam', 'sgd'], 'sgd has a momentum of 0.9.')
+flags.DEFINE_enum('optimizer', 'adam', ['adam', 'adamw', 'sgd'], 'sgd has a momentum of 0.9.')
 flags.DEFINE_float('learning_rate', 2e-3, 'Of the optimizer.', 0.)
-flags.DEFINE_float('weight_decay', 0., 'Added to the gradient of the loss, as a multiple of the weights.', 0.)
+flags.DEFINE_float('weight_decay', 0., 'Added to the gradient of the loss, as a multiple of the weights; of adamw to '
+                   'its direction.', 0.)
 define_integers('milestones', None, 'Epochs after which the learning rate is multiplied by --decay; by default one, at '
                 '4/5 of --epochs.', least=1, distinct=True)
 flags.DEFINE_float('decay', .1, 'Factor of the learning rate.', 0., 1.)
+flags.DEFINE_bool('cosine', False, 'Let the learning rate fall along a cosine in the place of milestones.')
+flags.DEFINE_integer('rate_warmup_epochs', 0, 'Epochs in which the learning rate grows to its value first.', 0)
 flags.DEFINE_float('gradient_clip', 0., 'Greatest l2 norm of the gradient; 0 for no limit.', 0.)
 flags.DEFINE_float('l1', 0., 'Weight of the L1 norm of the kernels.', 0.)
 flags.DEFINE_integer('swa_from', None, 'Epoch from which on weights are averaged, one sample an epoch.', 1)
@@ -115,8 +131,6 @@ flags.DEFINE_float('max_minutes', None, 'Save and stop after so many minutes; th
 flags.DEFINE_enum('config', None, sorted(m.name for m in pkgutil.iter_modules(configs.__path__) if m.name[0] != '_'),
                   'Settings of a published row, a file of experiments/configs; flags that are given too go before it.')
 flags.DEFINE_string('out', 'runs/digits', 'Folder of the run; with several seeds, of the runs.')
-
-_ANALYSED = 200   # examples whose bounds are looked at layer by layer
 
 
 def take_config() -> None:
@@ -131,12 +145,16 @@ def check_flags() -> None:
   """Raises for combinations that make no sense, before anything is written; fills in what depends on others."""
   if FLAGS.milestones is None:
     FLAGS['milestones'].value = [4 * FLAGS.epochs // 5] if FLAGS.epochs > 1 else []
+  if FLAGS.rate_warmup_epochs >= min([FLAGS.epochs, *(FLAGS.milestones if not FLAGS.cosine else [])]):
+    raise app.UsageError(f'--rate_warmup_epochs={FLAGS.rate_warmup_epochs} must end before the learning rate falls')
   if any(epoch >= FLAGS.epochs for epoch in FLAGS.milestones):
     raise app.UsageError(f'--milestones={",".join(map(str, FLAGS.milestones))}: each must come before the last epoch, '
                          f'--epochs={FLAGS.epochs}')
   if FLAGS.warmup_epochs + FLAGS.ramp_epochs > FLAGS.epochs:
     raise app.UsageError(f'--epochs={FLAGS.epochs} ends before the ramp of eps does: it needs --warmup_epochs + '
                          f'--ramp_epochs = {FLAGS.warmup_epochs + FLAGS.ramp_epochs}')
+  if FLAGS.loss not in recipe.LIPSCHITZ and max(FLAGS.eps, FLAGS.test_eps or 0) > 1:
+    raise app.UsageError('radii of l-infinity balls are at most 1, as pixels lie in [0, 1]: write 2/255 and not 2')
   if FLAGS.activation == 'relu' and (FLAGS.eta or FLAGS.eta_end is not None):
     raise app.UsageError('--eta and --eta_end are options of --activation=leaky_relu and param_ramp, not of relu')
   if FLAGS.activation != 'param_ramp' and FLAGS.height_noise:
@@ -152,61 +170,30 @@ def check_flags() -> None:
       raise app.UsageError(f'{text} is an option of --loss={", ".join(losses)}, not of {FLAGS.loss}')
   if FLAGS.batch_size % FLAGS.accumulate:
     raise app.UsageError(f'--accumulate={FLAGS.accumulate} does not divide --batch_size={FLAGS.batch_size}')
+  part = examples_a_step() // FLAGS.accumulate
+  if part % jax.device_count():
+    raise app.UsageError(f'{jax.device_count()} devices do not divide the {part} examples of a part of a batch: choose '
+                         '--batch_size and --accumulate so that they do')
   if not FLAGS.seeds:
     raise app.UsageError('--seeds is empty: give one or more different numbers')
   if FLAGS.swa_from is not None and FLAGS.swa_from > FLAGS.epochs:
     raise app.UsageError(f'--swa_from={FLAGS.swa_from} comes after the last epoch, {FLAGS.epochs}')
 
 
+def examples_a_step() -> int:
+  """Those of the split, and generated ones."""
+  return FLAGS.batch_size + (0 if FLAGS.generated is None else FLAGS.generated_batch)
+
+
 def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
   """Stored images as floats in [0, 1] of the shape that the model takes; augmented if there is a key."""
-  size = facts.shape[0]
   if key is None or not FLAGS.augment:
-    images = augment.centre_crop(images, size)
-  else:
-    crop, rest = jax.random.split(key)
-    images = augment.crop(crop, images, size)
-    if facts.flip or facts.pad:
-      images = augment.flip_and_crop(rest, images, flip=facts.flip, pad=facts.pad, edge=facts.edge)
+    return measures.pixels(facts, images)
+  crop, rest = jax.random.split(key)
+  images = augment.crop(crop, images, facts.shape[0])
+  if facts.flip or facts.pad:
+    images = augment.flip_and_crop(rest, images, flip=facts.flip, pad=facts.pad, edge=facts.edge)
   return facts.pixels(images)
-
-
-def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Any:
-  """(params, batch_stats) -> natural and IBP-verified error in per cent on a whole split, as trained: no allowance.
-
-  And how bounds of its first examples grow from layer to layer; with --loss=etb, what expected bounds are worth.
-  """
-  one = ibpjax.batched(lambda model, x: model(x))
-
-  @functools.partial(jax.jit, compiler_options=training.compiler_options())
-  def wrong(params, batch_stats, images, labels):
-    model, x = nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None)
-    clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
-    bound = training.margin_bounds(one, model, x, labels, eps)
-    return jnp.stack([jnp.sum(~(m.min(-1) > 0)) for m in (clean, bound)])
-
-  @functools.partial(jax.jit, compiler_options=training.compiler_options())
-  def growth(params, batch_stats, images):
-    return layer_growth(one, nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None), eps)
-
-  @functools.partial(jax.jit, compiler_options=training.compiler_options())
-  def expected(params, batch_stats, images, labels):
-    model, x = nnx.merge(graphdef, params, batch_stats), prepared(facts, images, None)
-    points = training.attacked(one, model, x, labels, eps, jax.random.key(0), steps=FLAGS.pgd_steps)
-    return expectations(one, model, x, labels, eps, points)
-  first = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0)))
-
-  def evaluate(params, batch_stats):
-    layers = {k: np.asarray(v, float).tolist() for k, v in growth(params, batch_stats, first[0]).items()}
-    counts = np.sum([wrong(params, batch_stats, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
-                    axis=0)
-    errors = {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
-    if FLAGS.loss == 'etb':
-      found = drops(expected(params, batch_stats, *first))
-      layers['slack'] = found.pop('slack')
-      errors |= {f'expected_{k}': v for k, v in found.items() if v is not None}
-    return errors | dict(layers=layers)
-  return evaluate
 
 
 def bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, split: Any) -> training.TrainState:
@@ -246,8 +233,13 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   facts, begun = data.facts, time.monotonic()
   if FLAGS.pad is not None:
     facts = dataclasses.replace(facts, pad=FLAGS.pad, edge=False)
-  feed = (pipeline.Resident(data.train, FLAGS.batch_size, seed) if isinstance(data.train, datasets.Split) else
-          pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers))
+  mesh = parallel.data_mesh()
+  feed: Any = (pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers, mesh)
+               if isinstance(data.train, datasets.Stream) else
+               pipeline.Resident(data.train, FLAGS.batch_size, seed, mesh))
+  if FLAGS.generated is not None:
+    made = pipeline.Resident(datasets.generated(facts, FLAGS.generated), FLAGS.generated_batch, seed, mesh)
+    feed = pipeline.Mixed(feed, made)
   per_epoch = len(feed)
   total = FLAGS.epochs * per_epoch
   optimizer, options = recipe.optimizer(per_epoch), recipe.objective_and_schedules(per_epoch, facts.std)
@@ -256,23 +248,22 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   model, key = runs.build_model(config, facts, seed), jax.random.key(seed)
   if FLAGS.initialization == 'ibp':
     nn.reinitialize(model, jax.random.fold_in(key, total))  # a number that no step folds in
-  graphdef, state = training.TrainState.create(model, optimizer)
+  carried = None if (estimate := options['estimate']) is None else training.carried_at_start(
+      model, estimate, jnp.zeros(facts.shape), jax.random.fold_in(key, total + 1))
+  graphdef, state = training.TrainState.create(model, optimizer, carried)
 
   def step(state, images, labels):
     augmenting, attacking = jax.random.split(jax.random.fold_in(key, state.step))
     batch = prepared(facts, images, augmenting), labels
     return training.train_step(state, batch, attacking, graphdef=graphdef, optimizer=optimizer, **options)
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=training.compiler_options())
-  def advance(state, sums, images, labels):
-    state, metrics = step(state, images, labels)
-    return state, jax.tree.map(jnp.add, sums, metrics), metrics
-
-  batch = (jax.ShapeDtypeStruct((FLAGS.batch_size, *facts.shape), jnp.uint8),
-           jax.ShapeDtypeStruct((FLAGS.batch_size,), jnp.int32))
-  measures = jax.eval_shape(step, state, *batch)[1]  # here, before anything is written: it may refuse the flags
-  zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), measures)
-  runs.begin(out, config | dict(parameters=runs.parameters(model)), {f.name: f.default for f in known})
+  size = examples_a_step()
+  batch = jax.ShapeDtypeStruct((size, *facts.shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
+  scalars = jax.eval_shape(step, state, *batch)[1]  # here, before anything is written: it may refuse the flags
+  zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), scalars)
+  first = jax.process_index() == 0
+  if first:
+    runs.begin(out, config | dict(parameters=runs.parameters(model)), {f.name: f.default for f in known})
   saved = runs.checkpoints(out)
   now, before, averaged = dict[str, Any](state=state, sums=zeros()), 0., 0
   if FLAGS.swa_from is not None:
@@ -280,17 +271,28 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   if saved.steps():
     at, arrays, notes = saved.restore()
     now, before, averaged = fill(now, arrays, saved.folder / str(at)), notes['seconds'], notes['averaged']
+  layouts = parallel.state_shardings(mesh, now, fsdp=FLAGS.fsdp)
+  now = jax.device_put(now, layouts)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(layouts['state'], layouts['sums'], None),
+                     compiler_options=training.compiler_options())
+  def advance(state, sums, images, labels):
+    state, metrics = step(state, images, labels)
+    return state, jax.tree.map(jnp.add, sums, metrics), metrics
+
   start = int(now['state'].step)
-  log = logs.Log(out, start)
+  log = logs.Log(out if first else None, start)
   if start == total:
+    if not first:
+      return {}
     if not log.records:
       raise FileNotFoundError(f'{log.path} is missing: the run is finished, but what it measured is lost. Delete {out} '
                               'to train again')
     drawn(out, log.records)
     print(f'{out} is finished: {total} steps. Delete the folder to train again')
     return log.records[-1]
-  evaluate = evaluator(graphdef, facts, data.validation or data.test, 'validation' if data.validation else 'test',
-                       FLAGS.eps if FLAGS.test_eps is None else FLAGS.test_eps)
+  split, name = (data.validation, 'validation') if data.validation else (data.test, 'test')
+  evaluate = measures.evaluator(graphdef, facts, split, name, FLAGS.eps if FLAGS.test_eps is None else FLAGS.test_eps)
 
   def measured(params):
     clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
@@ -311,7 +313,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         means |= {f'train_{k}': 100 * means.pop(k) for k in list(means) if k.endswith('error')}  # per cent, as below
         refuse_divergence(means, now['state'].params, epoch)
         means |= {k: float(metrics[k]) for k in ('eps', 'kappa', 'beta') if k in metrics}
-        now['sums'] = zeros()
+        now['sums'] = jax.device_put(zeros(), layouts['sums'])
         if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
           now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
         if FLAGS.population_statistics:
@@ -327,15 +329,19 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
           bar.write(f'warning: the drop of margins that ETB around the network expects is {ratio:.2f} of the one that '
                     'attacks find: it is false on average')
         final = dict(final=(params, batch_stats)) if number == total else {}
-      stop = time.monotonic() > deadline
-      if final or stop or time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes:
+      stop, save = parallel.agreed(time.monotonic() > deadline,
+                                   time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes)
+      if final or stop or save:
         refuse_divergence(metrics, now['state'].params, number // per_epoch + 1)
-        saved.save(number, now | final, dict(seconds=seconds(), averaged=averaged, finished=bool(final)))
+        whole = parallel.gathered(now | final)
+        if first:
+          saved.save(number, whole, dict(seconds=seconds(), averaged=averaged, finished=bool(final)))
         last = time.monotonic()
       if stop and not final:
         return None
   log.close()
-  drawn(out, log.records)
+  if first:
+    drawn(out, log.records)
   return log.records[-1]
 
 
@@ -344,6 +350,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   take_config()
+  if FLAGS.coordinator is not None:
+    given = {} if FLAGS.coordinator == 'auto' else dict(
+        coordinator_address=FLAGS.coordinator, num_processes=FLAGS.processes, process_id=FLAGS.process)
+    jax.distributed.initialize(**given)
   check_flags()
   deadline = time.monotonic() + 60 * FLAGS.max_minutes if FLAGS.max_minutes is not None else float('inf')
   data = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation, FLAGS.side)
@@ -351,12 +361,16 @@ def main(argv: list[str]) -> None:
   for seed in FLAGS.seeds:
     where = out / f'seed{seed}' if len(FLAGS.seeds) > 1 else out
     try:
-      with runs.alone(where):
+      with runs.alone(where) if jax.process_index() == 0 else contextlib.nullcontext():
         record = train(data, where, seed, deadline)
     except CheckpointError as e:
       # The storage library reports a full disk again, many times, when Python ends: leave before it does.
       print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True)
       os._exit(1)
+    if jax.process_index():
+      if record is None:
+        return
+      continue
     if record is None:
       print(f'stopped after {FLAGS.max_minutes:g} minutes and saved in {where}: the same command goes on')
       return

@@ -10,7 +10,9 @@ from ibpjax.interval import ExpectedInterval, Intermediates, Interval, LpBall, l
 from ibpjax.lbp import lbp
 from ibpjax.linear import Affine, LinearBounds, linear_bounds
 from ibpjax.lines import adaptive, constant, tight
-from ibpjax.lipschitz import LipschitzBound, LipschitzEstimate, lipschitz, lipschitz_estimate
+from ibpjax.lipschitz import LipschitzBound, lipschitz
+from ibpjax.lipschitz_estimates import LipschitzEstimate, lipschitz_estimate
+from ibpjax.local_lipschitz import jacobian_bounds, local_lipschitz
 from ibpjax.margins import batched, margins
 from ibpjax.verification.certify import Certificate, certify
 from ibpjax.verification.radius import certified_radius
@@ -20,6 +22,7 @@ METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 __all__ = [
     'Affine', 'Certificate', 'Companion', 'Elementwise', 'ExpectedInterval', 'Intermediates', 'Interval',
     'LinearBounds', 'LipschitzBound', 'LipschitzEstimate', 'LpBall', '__version__', 'adaptive', 'alpha_crown',
-    'batched', 'certified_radius', 'certify', 'constant', 'crown', 'elementwise', 'etb', 'etb_companion', 'ibp', 'lbp',
-    'linear_bounds', 'linf_ball', 'lipschitz', 'lipschitz_estimate', 'lp_ball', 'margins', 'nn', 'tight',
+    'batched', 'certified_radius', 'certify', 'constant', 'crown', 'elementwise', 'etb', 'etb_companion', 'ibp',
+    'jacobian_bounds', 'lbp', 'linear_bounds', 'linf_ball', 'lipschitz', 'lipschitz_estimate', 'local_lipschitz',
+    'lp_ball', 'margins', 'nn', 'tight',
 ]

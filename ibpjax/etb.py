@@ -81,8 +81,7 @@ def etb(f: Callable, *, masks: str = 'etb', centre: str = 'map', blocks: str = '
       found = maps.expected(v)
       if at is None or v.id not in program.perturbed:
         return found
-      radius = found.upper / 2 - found.lower / 2
-      return ExpectedInterval(at - radius, at + radius)
+      return ExpectedInterval(at - found.radius, at + found.radius)
     return jax.tree.unflatten(out_tree, list(map(bound, program.outputs, values)))
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
@@ -225,7 +224,7 @@ class _Maps:
     for down, up in slack.values():
       lower, upper = lower - down, upper + up
     sound = honest(Interval(lower, upper))
-    sources = tuple(s for s in self.forward.intermediates().sources if s[0] in slack)
+    sources = tuple(s for s in self.forward.sources() if s[0] in slack)
     return Companion(ExpectedInterval(found.lower, found.upper), slack, sound, sources)
 
   def _rows(self, v: Value, noting: bool) -> tuple[Interval, dict[int, tuple[Any, Any]]]:

@@ -205,8 +205,11 @@ class Forward:
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations."""
-    return Intermediates({i: honest(self.env[i]) for i in self.wanted},
-                         tuple((i, e.name, source_line(e)) for i, e in self.wanted.items()))
+    return Intermediates({i: honest(self.env[i]) for i in self.wanted}, self.sources())
+
+  def sources(self) -> tuple[tuple[int, str, str], ...]:
+    """(value id, operation, line) of the operands of all nonlinear equations."""
+    return tuple((i, e.name, source_line(e)) for i, e in self.wanted.items())
 
 
 def precise(round_outward: bool) -> contextlib.AbstractContextManager:
@@ -223,9 +226,9 @@ def opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
   return grouped(program), inputs, out_tree
 
 
-def ungrouped(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
-  """`f` as a program of its own equations, its outputs checked; its inputs; the tree of its result."""
-  program, inputs, out_tree = trace(f, args, kwargs)
+def ungrouped(f: Callable, args: tuple, kwargs: dict, **options: Any) -> tuple[Program, list, Any]:
+  """`f` as a program of its own equations, its outputs checked; its inputs; the tree of its result; as `trace`."""
+  program, inputs, out_tree = trace(f, args, kwargs, **options)
   for v in program.outputs:
     _check_output(v)
   return program, inputs, out_tree

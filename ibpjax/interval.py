@@ -17,8 +17,22 @@ def pytree(cls: type[T]) -> type[T]:
   return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
+class _Ends:
+  """What two arrays, `lower` and `upper`, of one shape and dtype say together."""
+  lower: Any
+  upper: Any
+
+  shape = property(lambda self: self.lower.shape)
+  ndim = property(lambda self: self.lower.ndim)
+  size = property(lambda self: self.lower.size)
+  dtype = property(lambda self: self.lower.dtype)
+  centre = property(lambda self: self.lower / 2 + self.upper / 2)
+  radius = property(lambda self: self.upper / 2 - self.lower / 2)
+  width = property(lambda self: self.upper - self.lower)
+
+
 @pytree
-class Interval:
+class Interval(_Ends):
   """All `x` with `lower <= x <= upper`, elementwise.
 
   Attributes:
@@ -31,17 +45,9 @@ class Interval:
   lower: Any
   upper: Any
 
-  shape = property(lambda self: self.lower.shape)
-  ndim = property(lambda self: self.lower.ndim)
-  size = property(lambda self: self.lower.size)
-  dtype = property(lambda self: self.lower.dtype)
-  centre = property(lambda self: self.lower / 2 + self.upper / 2)
-  radius = property(lambda self: self.upper / 2 - self.lower / 2)
-  width = property(lambda self: self.upper - self.lower)
-
 
 @pytree
-class ExpectedInterval:
+class ExpectedInterval(_Ends):
   """An interval that holds the range of a function in expectation over random weights: no bound for any one function.
 
   Attributes:
@@ -52,14 +58,6 @@ class ExpectedInterval:
   """
   lower: Any
   upper: Any
-
-  shape = property(lambda self: self.lower.shape)
-  ndim = property(lambda self: self.lower.ndim)
-  size = property(lambda self: self.lower.size)
-  dtype = property(lambda self: self.lower.dtype)
-  centre = property(lambda self: self.lower / 2 + self.upper / 2)
-  radius = property(lambda self: self.upper / 2 - self.lower / 2)
-  width = property(lambda self: self.upper - self.lower)
 
 
 @pytree
@@ -198,12 +196,15 @@ def check_eps(eps: Any) -> None:
     raise ValueError(f'eps is {eps}; a radius is finite and >= 0')
 
 
-def validate(x: Interval | LpBall, name: str) -> Interval | LpBall:
+def validate(x: Any, name: str) -> Interval | LpBall:
   """An input set that bounds may be computed from, or an error naming the input and the remedy.
 
   Under a trace values cannot be looked at; there an invalid element (lower > upper, NaN,
   infinite) becomes (-inf, inf), so that no certificate can follow from it.
   """
+  if isinstance(x, ExpectedInterval):
+    raise TypeError(f'{name} is an ExpectedInterval, no bound: it holds a range in expectation over random '
+                    'weights only. Sound intervals are those of ibpjax.etb_companion, ibp, lbp, crown')
   if isinstance(x, LpBall):
     if not 1 <= x.p < np.inf:
       raise ValueError(f'{name} is a ball of order p = {x.p}; balls have 1 <= p < inf (ibpjax.lp_ball makes them)')
@@ -230,15 +231,13 @@ def validate(x: Interval | LpBall, name: str) -> Interval | LpBall:
 
 def validated(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
   """The arguments of a function with each input set validated, under the name of its place."""
+  def given(x):
+    return is_set(x) or isinstance(x, ExpectedInterval)
+
   def check(path, x):
-    if not is_set(x) and not isinstance(x, ExpectedInterval):
+    if not given(x):
       return x
     outer, inner = path[0], path[1:]
     first = f'argument {inner[0].idx}' if outer.idx == 0 else f'argument {inner[0].key!r}'
-    name = first + jax.tree_util.keystr(inner[1:])
-    if isinstance(x, ExpectedInterval):
-      raise TypeError(f'{name} is an ExpectedInterval, no bound: it holds a range in expectation over random '
-                      'weights only. Sound intervals are those of ibpjax.etb_companion, ibp, lbp, crown')
-    return validate(x, name)
-  return jax.tree_util.tree_map_with_path(check, (args, kwargs),
-                                          is_leaf=lambda x: is_set(x) or isinstance(x, ExpectedInterval))
+    return validate(x, first + jax.tree_util.keystr(inner[1:]))
+  return jax.tree_util.tree_map_with_path(check, (args, kwargs), is_leaf=given)

@@ -258,21 +258,39 @@ def _convolved(piece: Piece, eqn: Equation, form: Form, whole: tuple[int, int]) 
   return None
 
 
-def _contracted(piece: Piece, eqn: Equation, form: Form) -> Form | None:
-  """A dense layer on the one pixel of a form: its whole value, contracted along all axes or the last one."""
-  (left, right), (batch, _) = eqn.params['dimension_numbers']
+@dataclasses.dataclass(frozen=True)
+class Contraction:
+  """A product of a perturbed value with known weights.
+
+  Attributes:
+    weights: (the contracted axes of the value in its own order, all others of the weights), float64.
+    rest: the lengths of the axes of the value that are not contracted.
+  """
+  weights: np.ndarray
+  rest: tuple[int, ...]
+
+
+def contraction(piece: Piece, eqn: Equation) -> Contraction:
+  """What a dot_general without batches multiplies its perturbed operand with."""
   slot = 0 if eqn.inputs[0].id in piece.program.perturbed else 1
   moving, known = eqn.inputs[slot], np.asarray(piece.known[eqn.inputs[1 - slot].id], np.float64)
-  along, over = (left, right) if slot == 0 else (right, left)
-  rest = [n for i, n in enumerate(moving.shape) if i not in along]
-  if batch or form.size != (1, 1) or int(np.prod(rest)) != 1:
-    return None
-  free = [i for i in range(known.ndim) if i not in over]
-  # axes of the contraction in the order of the value
+  along, over = (eqn.params['dimension_numbers'][0][i] for i in (slot, 1 - slot))
   order = [over[along.index(i)] for i in sorted(along)]
-  weights = known.transpose(*order, *free).reshape(moving.size, -1)
-  return Form(np.einsum('abic,co->abio', form.kernel, weights), form.strides, form.start, form.size,
-              ('v',) * len(eqn.outputs[0].shape))
+  free = [i for i in range(known.ndim) if i not in over]
+  count = int(np.prod([known.shape[i] for i in over]))
+  return Contraction(known.transpose(*order, *free).reshape(count, -1),
+                     tuple(n for i, n in enumerate(moving.shape) if i not in along))
+
+
+def _contracted(piece: Piece, eqn: Equation, form: Form) -> Form | None:
+  """A dense layer on the one pixel of a form: its whole value, contracted along all axes or the last one."""
+  if eqn.params['dimension_numbers'][1][0] or form.size != (1, 1):
+    return None
+  by = contraction(piece, eqn)
+  if int(np.prod(by.rest)) != 1:
+    return None
+  return dataclasses.replace(form, kernel=np.einsum('abic,co->abio', form.kernel, by.weights),
+                             layout=('v',) * len(eqn.outputs[0].shape))
 
 
 def _moved(eqn: Equation, form: Form, out: Value) -> Form | None:

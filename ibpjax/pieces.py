@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import primitives as P
 
 from ibpjax import affine
+from ibpjax.declared import declared_constant
 from ibpjax.program import Equation, Program, Value, rebind, source_line, unsupported
 
 # Elementwise functions of one array: their greatest slopes.
@@ -41,14 +42,10 @@ class Piece:
   target: Unit
   equations: tuple[Equation, ...]
 
-  def __call__(self, *xs: Any) -> tuple[Any, ...]:
+  def __call__(self, xs: tuple[Any, ...]) -> tuple[Any, ...]:
     """What the operands of the target change by, where the outputs of the source change by `xs`."""
     zeros = tuple(jnp.zeros(v.shape, v.dtype) for v in self.source.outputs)
     return jax.jvp(self._affine, zeros, tuple(jnp.asarray(x, v.dtype) for x, v in zip(xs, self.source.outputs)))[1]
-
-  def stacked(self, xs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The map as a function of one argument."""
-    return self(*xs)
 
   def _affine(self, *xs: Any) -> tuple[Any, ...]:
     env = dict(zip((v.id for v in self.source.outputs), xs, strict=True))
@@ -69,18 +66,18 @@ class Piece:
       into = [jax.ShapeDtypeStruct(v.shape, np.float64) for v in self.source.outputs]
       out = [jax.ShapeDtypeStruct(v.shape, np.float64) for v in self.target.operands]
       if sum(v.size for v in self.target.operands) < sum(v.size for v in self.source.outputs):
-        pull = jax.linear_transpose(lambda *xs: wide(*xs), *into)
-        return _columns(lambda *rows: pull(tuple(rows)), out).T
+        pull = jax.linear_transpose(wide, tuple(into))
+        return _columns(lambda rows: pull(rows)[0], out).T
       return _columns(wide, into)
 
 
 def _columns(apply: Any, into: Sequence[Any]) -> np.ndarray:
-  """The matrix of a linear function of arrays, 256 columns at a time."""
+  """The matrix of a linear function of a tuple of arrays, 256 columns at a time."""
   sizes = [int(np.prod(v.shape, dtype=np.int64)) for v in into]
 
   def column(flat):
     parts = jnp.split(flat, [int(i) for i in np.cumsum(sizes)[:-1]])
-    return jnp.concatenate([x.ravel() for x in apply(*(p.reshape(v.shape) for p, v in zip(parts, into)))])
+    return jnp.concatenate([x.ravel() for x in apply(tuple(p.reshape(v.shape) for p, v in zip(parts, into)))])
   run = jax.jit(jax.vmap(column, out_axes=1))
   eye = np.eye(sum(sizes))
   return np.concatenate([np.asarray(run(eye[:, i:i + 256].T)) for i in range(0, sum(sizes), 256)], axis=1)
@@ -142,6 +139,9 @@ def constant(eqn: Equation, flags: Sequence[bool]) -> float:
       return 1.
     case P.reduce_window_max_p | P.reduce_window_min_p if max(eqn.params['base_dilation']) == 1:
       return overlaps(eqn) ** .5
+    case P.jit_p if flags == [True, *[False] * (len(flags) - 1)] and len(eqn.outputs) == 1:
+      if (declared := declared_constant(eqn.params)) is not None:
+        return declared
     case p if p in SLOPES and sum(flags) == 1 and (p is not P.clamp_p or flags[1]):
       return SLOPES[p]
   raise unsupported(eqn, 'has no Lipschitz constant here. Write it with affine operations, maxima, minima, absolute '
@@ -155,13 +155,11 @@ def overlaps(eqn: Equation) -> int:
 
 
 def pieces(program: Program, known: dict[int, Any], ordered: Sequence[Unit]) -> dict[int, list[Piece]]:
-  """Number of a unit -> the affine maps into its operands, one from each unit that these depend on directly."""
+  """Id of a unit -> the affine maps into its operands, one from each unit that these depend on directly."""
   maker = {v.id: eqn for eqn in program.equations for v in eqn.outputs}
   owner = {v.id: i for i, unit in enumerate(ordered) for v in unit.outputs}
   found = dict[int, list[Piece]]()
-  for i, target in enumerate(ordered):
-    if not target.operands:
-      continue
+  for target in ordered[1:]:
     passed, ends = set[int](), set[int]()
     stack = [v.id for v in target.operands]
     while stack:
@@ -172,5 +170,5 @@ def pieces(program: Program, known: dict[int, Any], ordered: Sequence[Unit]) -> 
         passed.add(id(maker[at]))
         stack += [v.id for v in maker[at].inputs if v.id in program.perturbed]
     equations = tuple(eqn for eqn in program.equations if id(eqn) in passed)
-    found[i] = [Piece(program, known, ordered[j], target, equations) for j in sorted(ends)]
+    found[id(target)] = [Piece(program, known, ordered[j], target, equations) for j in sorted(ends)]
   return found

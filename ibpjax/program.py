@@ -155,7 +155,8 @@ def _merging_key(primitive: jex.Primitive, params: dict[str, Any], inputs: Seque
 class _Builder:
   """Collects equations while nested code is entered; knows which values are perturbed."""
 
-  def __init__(self) -> None:
+  def __init__(self, keep: Callable[[dict[str, Any]], Any] = lambda params: None) -> None:
+    self.keep = keep
     self.equations: list[Equation] = []
     self.constants: dict[int, Any] = {}
     self.perturbed: set[int] = set()
@@ -227,7 +228,8 @@ class _Builder:
       outputs: Sequence[Value]
       if not any(map(self.is_perturbed, inputs)):
         outputs = self.emit(eqn, inputs)
-      elif (body := call_body(eqn.primitive, eqn.params)) is not None:
+      elif (body := call_body(eqn.primitive, eqn.params)) is not None and not (
+          eqn.primitive is P.jit_p and self.keep(eqn.params)):
         caller = self.caller
         if caller is None and _internal(body):
           self.caller = eqn.source_info
@@ -283,8 +285,9 @@ class _Builder:
     return self.emit(eqn, inputs, branches, perturbed)
 
 
-def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool]) -> Program:
-  builder = _Builder()
+def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool],
+           keep: Callable[[dict[str, Any]], Any] = lambda params: None) -> Program:
+  builder = _Builder(keep)
   inputs = tuple(builder.value(_aval(v).shape, _aval(v).dtype, perturbed=p)
                  for v, p in zip(closed.jaxpr.invars, perturbed, strict=True))
   outputs = tuple(builder.inline(closed.jaxpr, closed.consts, inputs))
@@ -301,7 +304,8 @@ def live(program: Program) -> Program:
   return dataclasses.replace(program, equations=tuple(reversed(equations)))
 
 
-def trace(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
+def trace(f: Callable, args: tuple, kwargs: dict, keep: Callable[[dict[str, Any]], Any] = lambda params: None,
+          ) -> tuple[Program, list, Any]:
   """`f` as a Program, its inputs, and the tree of its result.
 
   Arrays and sets of values become inputs; every other leaf (flags, names, None) stays static.
@@ -309,6 +313,7 @@ def trace(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
   Args:
     f: any JAX function.
     args, kwargs: its arguments, where Intervals and LpBalls may stand for arrays.
+    keep: which calls of compiled functions, by their parameters, stay single equations.
   """
   leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_set)
   dynamic = [is_set(x) or isinstance(x, (jax.Array, np.ndarray, np.generic)) for x in leaves]
@@ -332,7 +337,7 @@ def trace(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
 
   representatives = [x.lower if isinstance(x, Interval) else x.centre if isinstance(x, LpBall) else x for x in inputs]
   closed = jax.make_jaxpr(flat)(*representatives)
-  return _build(closed, [is_set(x) for x in inputs]), inputs, out_tree
+  return _build(closed, [is_set(x) for x in inputs], keep), inputs, out_tree
 
 
 def digest(f: Callable, *args: Any) -> str:

@@ -106,7 +106,9 @@ def _product(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes:
 
   def chosen(pair, sign):
     (a, b), (c, d) = pair
-    first = extreme(a, b, sign) >= extreme(c, d, sign)
+    one, other = extreme(a, b, sign), extreme(c, d, sign)
+    nearly = 64 * jnp.finfo(one.dtype).eps * (jnp.abs(one) + jnp.abs(other))  # ties are frequent: not by rounding
+    first = one >= other - nearly
     return jnp.where(first, a, c), jnp.where(first, b, d)
   (a, b), (c, d) = pin(tuple(_finite(p) for pair, sign in zip(corners, (1, -1)) for p in [chosen(pair, sign)]))
 

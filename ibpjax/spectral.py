@@ -6,7 +6,7 @@ many its steps, is a lower bound: it steers training and certifies nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 
 KINDS = ('upper', 'lower', 'exact', 'probabilistic')
+CERTIFYING = ('upper', 'exact')  # not what holds with some probability
+WHOLE = 4e6  # entries of a matrix whose singular values are affordable
 _UNIT = float(np.finfo(np.float64).eps) / 2
 
 
@@ -43,15 +45,19 @@ class NormBound:
   @property
   def certifies(self) -> bool:
     """Whether certificates may rest on it: not on lower bounds, and not on what holds with some probability."""
-    return self.kind in ('upper', 'exact')
+    return self.kind in CERTIFYING
+
+
+def weakest(kinds: Sequence[str]) -> str:
+  """What a product or sum of norms is: norms may be exact, of several only an upper bound remains."""
+  found = next((k for k in ('lower', 'probabilistic', 'upper') if k in kinds), 'exact')
+  return 'upper' if found == 'exact' and len(kinds) > 1 else found
 
 
 def rounded_up(value: float, slack: float, kind: str, method: str, failure: float = 0.) -> NormBound:
-  """A bound with its allowance added, away from the norm's own side; NaN and overflow become infinite."""
-  value = float(value) * (1 + slack if kind != 'lower' else 1 - slack)
-  if np.isnan(value):
-    value = 0. if kind == 'lower' else np.inf
-  return NormBound(value, kind, slack, failure, method)
+  """A bound from above with its allowance added; NaN becomes infinite."""
+  value = float(value) * (1 + slack)
+  return NormBound(np.inf if np.isnan(value) else value, kind, slack, failure, method)
 
 
 def dense(matrix: Any) -> NormBound:

@@ -11,7 +11,7 @@ import scipy.linalg
 import scipy.sparse
 from jax import lax
 
-from ibpjax.spectral import NormBound, dense, gram, lanczos, rounded_up
+from ibpjax.spectral import WHOLE, NormBound, dense, gram, lanczos, rounded_up
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
@@ -71,6 +71,12 @@ class Convolution:
     around = [(k // 2, k - 1 - k // 2) for k in self.kernel.shape[:2]]
     return around[0], around[1]
 
+  @property
+  def apart(self) -> bool:
+    """Whether each pixel is in one window at most, and none leaves the image."""
+    return not self.circular and all(k <= s for k, s in zip(self.kernel.shape, self.strides)) and not any(
+        p for pair in self.padding for p in pair)
+
   def sparse(self) -> scipy.sparse.csr_matrix:
     """The matrix of the map, pixels in the order (height, width, channel)."""
     (n, m), (high, wide) = self.size, self.outputs
@@ -105,8 +111,7 @@ def by_patches(convolution: Convolution) -> NormBound:
     ValueError: windows overlap, or there is padding.
   """
   kernel = convolution.kernel
-  if convolution.circular or any(k > s for k, s in zip(kernel.shape, convolution.strides)) or any(
-      p for pair in convolution.padding for p in pair):
+  if not convolution.apart:
     raise ValueError(f'windows of {kernel.shape[:2]} at strides {convolution.strides} with padding '
                      f'{convolution.padding} overlap or leave the image: this norm is exact without both only')
   return dataclasses.replace(dense(kernel.reshape(-1, kernel.shape[3])), method='the kernel as a matrix')
@@ -212,12 +217,11 @@ def certified(convolution: Convolution, rng: np.random.Generator | None = None) 
     return NormBound(np.inf, 'upper', 0., method='not finite')
   high, wide, into, out = convolution.kernel.shape
   columns = convolution.size[0] * convolution.size[1] * into
-  if not convolution.circular and not any(p for pair in convolution.padding for p in pair) and (
-      high <= convolution.strides[0] and wide <= convolution.strides[1]):
+  if convolution.apart:
     return by_patches(convolution)
   if convolution.circular:
     return by_torus(convolution)
-  if columns * convolution.outputs[0] * convolution.outputs[1] * out <= 4e6:
+  if columns * convolution.outputs[0] * convolution.outputs[1] * out <= WHOLE:
     return by_matrix(convolution)
   torus = by_torus(convolution)
   if columns * (high * convolution.size[1] + wide) * into > 2e8:

@@ -190,7 +190,7 @@ def _between_values(graph: Graph, last: Equation, x: Value) -> list[Equation]:
 
 def _slope(body: Program) -> Program | None:
   """The program of the derivative in the first input, if the body is continuous by construction between branches."""
-  if any(e.key in _JUMPING or _has_own_derivative(e) for e in body.equations):
+  if any(e.key in _JUMPING or has_own_derivative(e) for e in body.equations):
     return None
   x, *known = [jnp.zeros(v.shape, v.dtype) for v in body.inputs]
 
@@ -204,7 +204,7 @@ def _slope(body: Program) -> Program | None:
   return program if simple else None
 
 
-def _has_own_derivative(eqn: Equation) -> bool:
+def has_own_derivative(eqn: Equation) -> bool:
   """Whether a registered function may have another derivative than that of its values: a custom or a stopped one."""
   if eqn.key is not elementwise_call_p:
     return False

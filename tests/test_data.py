@@ -206,7 +206,7 @@ def npz(path, **changes):
     (dict(test_images=np.zeros((0, 8, 8, 1), np.uint8)), 'n > 0'),
     (dict(test_labels=np.zeros(500)), 'test_labels of .* are float64'),
     (dict(test_labels=np.zeros(499, int)), r'must be integers \(500,\)'),
-    (dict(test_labels=np.arange(500)), 'the label of test example 10 of .* is 10; digits has 10 classes'),
+    (dict(test_labels=np.arange(500)), 'the label of test_labels number 10 of .* is 10; digits has 10 classes'),
     (dict(test_labels=np.array([object()])), 'cannot be read'),
 ])
 def test_a_bad_packed_file_is_one_clear_error(tmp_path, changes, message):
@@ -308,3 +308,20 @@ def test_images_can_be_cut():
   assert data.train.images.shape[1:] == (8, 8, 1)   # as they are stored; cut on the device
   with pytest.raises(ValueError, match='cannot be cut to a side of 9'):
     load('digits', side=9)
+
+
+def test_generated_examples_are_checked(tmp_path):
+  facts, rng = FACTS['cifar10'], np.random.default_rng(0)
+  images, labels = rng.integers(0, 256, (5, 32, 32, 3), np.uint8), np.arange(5)
+  np.savez(tmp_path / 'good.npz', image=images, label=labels)
+  split = datasets.generated(facts, tmp_path / 'good.npz')
+  np.testing.assert_array_equal(split.images, images)
+  assert split.labels.dtype == np.int32
+  for arrays, text in ((dict(image=images), 'lacks label'), (dict(image=images / 255, label=labels), 'must be uint8'),
+                       (dict(image=images, label=labels + 8), 'cifar10 has 10 classes'),
+                       (dict(image=images, label=labels / 2), 'must be integers')):
+    np.savez(tmp_path / 'bad.npz', **arrays)
+    with pytest.raises(ValueError, match=text):
+      datasets.generated(facts, tmp_path / 'bad.npz')
+  with pytest.raises(FileNotFoundError, match='--generated names'):
+    datasets.generated(facts, tmp_path / 'none.npz')

@@ -13,13 +13,13 @@ from experiments import primitives
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
-FLOORS = [{'_version', 'chunks', 'interval', 'pinned', 'spectral', 'unsound'},
+FLOORS = [{'_version', 'chunks', 'declared', 'interval', 'pinned', 'spectral', 'unsound'},
           {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
           {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_forms'},
-          {'integers', 'normalise', 'softmax', 'univariate'}, {'nonlinear'},
-          {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'walks'}, {'crown', 'lbp'},
-          {'alpha', 'etb', 'linear', 'lipschitz'}, {'nn'},
+          {'integers', 'normalise', 'piece_norms', 'softmax', 'univariate'}, {'nonlinear'},
+          {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'networks', 'walks'},
+          {'crown', 'lbp'}, {'alpha', 'etb', 'linear', 'lipschitz', 'lipschitz_estimates', 'local_lipschitz'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
 
@@ -150,6 +150,43 @@ def test_expected_tight_bounds_end_to_end(tmp_path):
   assert len((tmp_path / 'etb' / 'runs.md').read_text().splitlines()) == 4
 
 
+def test_lipschitz_networks_end_to_end(tmp_path):
+  out = tmp_path / 'run'
+  flags = ['--model=liresnet', '--depth=2', '--width=8', '--neck=2', '--loss=emma', '--eps=.3', '--eps_start=.1',
+           '--kappa_start=0', '--epochs=3', '--warmup_epochs=0', '--ramp_epochs=2', '--optimizer=adamw', '--cosine',
+           '--rate_warmup_epochs=1', '--batch_size=64', f'--out={out}']
+  trained = run('experiments.train', *flags, '--max_minutes=0')
+  assert 'the same command goes on' in trained.stdout, trained.stderr
+  trained = run('experiments.train', *flags)
+  assert trained.returncode == 0, trained.stderr
+  lines = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()]
+  last = lines[-1]
+  assert {'train_estimated_error', 'test_verified_error', 'lipschitz'} <= set(last)
+  assert .03 < lines[0]['eps'] < last['eps'] == pytest.approx(.3)
+  assert 0 <= last['rotation'] < 1
+  certified = run('experiments.certify', f'--run={out}', '--methods=lipschitz', '--eps=.05,.3', '--pgd=5x1,5x2',
+                  '--audit=20')
+  assert certified.returncode == 0, certified.stderr
+  assert 'l2 balls' in certified.stdout
+  records = [json.loads(line) for line in (out / 'certificates.jsonl').read_text().splitlines()]
+  near, far = ([r for r in records if r['eps'] == eps] for eps in (.05, .3))
+  assert [r['radius'] for r in near] == [r['radius'] for r in far]
+  assert all((r['verdict'] == 'verified') == (r['radius'] > r['eps']) for r in records)
+  assert 0 < np.mean([r['radius'] > .05 for r in near]) < 1
+  assert np.mean([r['verdict'] == 'verified' for r in far]) == pytest.approx(1 - last['test_verified_error'] / 100,
+                                                                             abs=.005)
+  audit = json.loads((out / 'audit.json').read_text())
+  assert audit['reached'] <= audit['bound'] * (1 + 1e-6)
+  assert all(p['reached'] <= p['norm'] * (1 + 1e-5) for p in audit['parts'])
+  assert audit['bound'] == pytest.approx(last['lipschitz'], rel=1e-6)
+  compared = run('experiments.lipschitz', f'--runs={out}', f'--out={tmp_path}/report')
+  assert compared.returncode == 0, compared.stderr
+  for name in ('report/radii.png', 'report/rotation.png', 'report/tightness.png', 'run/radii.png', 'run/curves.png'):
+    assert (tmp_path / name).read_bytes().startswith(b'\x89PNG')
+  refused = run('experiments.certify', f'--run={out}', '--methods=ibp,lipschitz')
+  assert 'lipschitz alone' in refused.stdout + refused.stderr
+
+
 @pytest.mark.parametrize('command', [
     ('experiments.benchmark', '--nets=mlp', '--repeats=3', '--batch_size=4'),
     ('experiments.step_cost', '--models=mlp', '--dataset=digits', '--repeats=3', '--batch_size=32')])
@@ -162,9 +199,16 @@ def test_measurements_run(command):
 @pytest.mark.parametrize(('command', 'message'), [
     (('experiments.train', '--model=resnet'), 'should be one of <mlp|dm_small'),
     (('experiments.train', '--colour=red'), "Unknown command line flag 'colour'"),
-    (('experiments.train', '--eps=-1'), 'not a radius in [0, 1]'),
+    (('experiments.train', '--eps=-1'), '-1 is not a radius'),
     (('experiments.train', '--eps=8'), 'write 8/255 and not 8'),
     (('experiments.train', '--eps=wide'), 'write 0.1 or 8/255'),
+    (('experiments.train', '--eps=2'), 'write 2/255 and not 2'),
+    (('experiments.train', '--rate_warmup_epochs=50'), 'must end before the learning rate falls'),
+    (('experiments.train', '--generated=none.npz'), 'none.npz does not exist'),
+    (('experiments.train', '--model=mlp', '--depth=3'), '--depth is an option of liresnet, not of mlp'),
+    (('experiments.certify', '--audit=3'), '--audit is of Lipschitz bounds'),
+    (('experiments.lipschitz',), '--runs is empty'),
+    (('experiments.lipschitz', '--runs=nowhere'), 'is not the folder of a run'),
     (('experiments.train', '--dataset=mnist', '--data_dir=/nowhere'), 'does not hold mnist'),
     (('experiments.train', '--model=dm_small', '--hidden=3'), '--hidden is an option of mlp, not of dm_small'),
     (('experiments.train', '--epochs=40', '--swa_from=41'), 'comes after the last epoch'),

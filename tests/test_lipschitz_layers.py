@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from ibpjax import ibp, linf_ball, nn
+from ibpjax.declared import lipschitz_at_most
 from ibpjax.lipschitz import lipschitz
 
 SHAPES = [(2, 4, 4, 8), (3, 12)]
@@ -135,3 +136,130 @@ def test_what_does_not_fit_is_refused():
     nn.liresnet(1, 4, input_shape=(4, 4, 1), rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match='as many units out as in'):
     nn.OrthogonalDense(3, 4, residual=1., rngs=nnx.Rngs(0))
+
+
+def disturbed(layer, seed=0):
+  """A layer with random numbers in the place of those that it starts from."""
+  rng = np.random.default_rng(seed)
+  state = nnx.state(layer, nnx.Param)
+  nnx.update(layer, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), state))
+  return layer
+
+
+@pytest.mark.parametrize(('layer', 'shape'), [
+    (lambda: nn.AOL(4, 3, rngs=nnx.Rngs(0)), (1, 5, 5, 4)),
+    (lambda: nn.AOL(2, 6, size=2, rngs=nnx.Rngs(0)), (1, 4, 5, 2)),
+    (lambda: nn.AOL(6, 4, size=None, rngs=nnx.Rngs(0)), (1, 6)),
+    (lambda: nn.SLL(3, rngs=nnx.Rngs(0)), (1, 5, 5, 3)),
+    (lambda: nn.SLL(2, 5, rngs=nnx.Rngs(0)), (1, 1, 4, 2)),
+    (lambda: nn.SLL(6, 9, size=None, rngs=nnx.Rngs(0)), (1, 6))])
+def test_layers_that_lengthen_nothing_by_construction(layer, shape):
+  """Whatever their numbers are; and they are no constants."""
+  for seed in range(4):
+    made = disturbed(layer(), seed) if seed else layer()
+    rng = np.random.default_rng(seed)
+    f = jax.jit(jax.jacobian(lambda x, m=made: m(x)))
+    reached = max(np.linalg.svd(np.asarray(f(jnp.asarray(2 * rng.normal(size=shape), jnp.float32))).reshape(
+        -1, int(np.prod(shape))), compute_uv=False).max() for _ in range(10))
+    bound = lipschitz(lambda m, x: m(x))(made, jnp.zeros(shape)).value
+    assert .3 < reached <= bound * (1 + 1e-5)
+    assert bound <= 1 + 1e-5
+
+
+def test_sll_is_the_published_block():
+  layer = disturbed(nn.SLL(4, 3, size=None, rngs=nnx.Rngs(0)))
+  w, b, q = (np.asarray(x[...], np.float64) for x in (layer.kernel, layer.bias, layer.log_q))
+  t = (np.abs(w.T @ w) * np.exp(q)[None] / np.exp(q)[:, None]).sum(1)
+  x = np.random.default_rng(1).normal(size=4)
+  expected = x - 2 * w @ (np.maximum(w.T @ x + b, 0) / t)
+  np.testing.assert_allclose(layer(jnp.asarray(x[None], jnp.float32))[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_aol_is_the_published_scale():
+  layer = disturbed(nn.AOL(4, 3, size=None, rngs=nnx.Rngs(0)))
+  w = np.asarray(layer.kernel[...], np.float64).T  # (out, in)
+  scaled = w * np.abs(w.T @ w).sum(1) ** -.5
+  jacobian = jax.jacobian(lambda x: layer(x[None])[0])(jnp.zeros(4))
+  np.testing.assert_allclose(jacobian, scaled, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('layer', [lambda: nn.SLL(2, rngs=nnx.Rngs(0)), lambda: nn.AOL(2, 2, rngs=nnx.Rngs(0))])
+def test_other_bounds_look_inside_of_them(layer):
+  made, rng = disturbed(layer()), np.random.default_rng(0)
+  box = linf_ball(jnp.asarray(rng.normal(size=(1, 3, 3, 2)), jnp.float32), .1)
+  bound = ibp(lambda x: made(x))(box)
+  for _ in range(20):
+    y = made(box.lower + jnp.asarray(rng.uniform(size=box.shape), jnp.float32) * box.width)
+    assert np.all((bound.lower - 1e-5 <= y) & (y <= bound.upper + 1e-5))
+  assert 0 < float(bound.width.max()) < 20
+
+
+@lipschitz_at_most(1.)
+def add(x, y):
+  return x + y
+
+
+@lipschitz_at_most(1.)
+def wave(x):
+  return jnp.sin(10 * x) / 10
+
+
+def test_a_declared_constant_is_of_the_function_itself():
+  """And not of what vmap over weights, a gradient, another argument or a closure make of it."""
+  assert lipschitz(lambda x: add(jnp.abs(x), 2.))(jnp.zeros(3)).value == pytest.approx(1, rel=1e-5)
+  assert lipschitz(wave)(jnp.zeros(3)).value == pytest.approx(1, rel=1e-5)
+  over_weights = lambda x: jax.vmap(lambda y: add(x, y))(jnp.ones((9, 3)))
+  assert lipschitz(over_weights)(jnp.zeros(3)).value >= 3
+  with pytest.raises(NotImplementedError, match='no Lipschitz constant'):
+    lipschitz(lambda x: add(x, 2 * x))(jnp.zeros(3))
+  with pytest.raises(NotImplementedError, match='no Lipschitz constant'):
+    lipschitz(lambda w, x: add(x, w), argnum=0)(jnp.zeros(3), jnp.zeros(3))
+  assert lipschitz(jax.grad(lambda x: wave(x).sum()))(jnp.zeros(3)).value >= 10 * (1 - 1e-6)
+  closed = lambda x: lipschitz_at_most(1.)(lambda y: y + 100 * x)(jnp.ones(3))
+  assert lipschitz(closed)(jnp.zeros(3)).value >= 100
+
+  @jax.jit
+  def lipschitz_at_most_0(x):
+    return 7 * x
+  assert lipschitz(lipschitz_at_most_0)(jnp.zeros(3)).value >= 7
+  with pytest.raises(ValueError, match='constant is -1'):
+    lipschitz_at_most(-1)
+
+
+@pytest.mark.parametrize('scale', [1e-38, 3e-20, 1e-10, 1e10, 3e19])
+@pytest.mark.parametrize('make', [lambda: nn.AOL(64, 64, size=None, rngs=nnx.Rngs(0)),
+                                  lambda: nn.SLL(64, 64, size=None, rngs=nnx.Rngs(0)),
+                                  lambda: nn.OrthogonalDense(64, 32, rngs=nnx.Rngs(0))])
+def test_sums_that_would_vanish_or_overflow_lengthen_nothing(make, scale):
+  layer = make()
+  layer.kernel[...] = scale * jnp.abs(jnp.asarray(np.random.default_rng(0).normal(size=(64, layer.kernel.shape[1])),
+                                                  jnp.float32))
+  layer.bias[...] = jnp.full_like(layer.bias[...], 1e-3 * scale)
+  assert norm(layer, (1, 64)).max() <= 1 + 1e-5
+  if isinstance(layer, nn.SLL):
+    layer.log_q[...] = jnp.full(64, -86.).at[0].set(0.)
+    assert norm(layer, (1, 64)).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize('make', [lambda: nn.AOL(4, 4, rngs=nnx.Rngs(0)), lambda: nn.SLL(4, rngs=nnx.Rngs(0))])
+def test_a_filter_of_zeros_has_a_gradient(make):
+  layer = make()
+  layer.kernel[...] = layer.kernel[...].at[:, :, 1].set(0.).at[..., 1].set(0.)
+  graphdef, state = nnx.split(layer)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 4)), jnp.float32)
+  gradient = jax.grad(lambda s: (nnx.merge(graphdef, s)(x) ** 2).sum())(state)
+  assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize('block', ['linear', 'conventional', 'sll', 'aol'])
+def test_blocks_of_the_network(block):
+  model = disturbed(nn.liresnet(2, 4, input_shape=(9, 9, 1), classes=3, hidden=6, neck=2, block=block,
+                                rngs=nnx.Rngs(0)))
+  f = lambda m, x: m(x[None])[0]
+  bound = lipschitz(f)(model, jnp.zeros((9, 9, 1)))
+  x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 9, 9, 1)), jnp.float32)
+  jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(f, 1), (None, 0)))(model, x)).reshape(5, 3, -1)
+  reached = np.linalg.svd(jacobians, compute_uv=False).max()
+  assert reached <= bound.value < (1e4 if block == 'conventional' else 50) * reached
+  with pytest.raises(ValueError, match='block is'):
+    nn.liresnet(1, 4, block='dense', rngs=nnx.Rngs(0))

@@ -7,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from ibpjax.lipschitz import LipschitzBound, lipschitz, lipschitz_estimate
+from ibpjax.lipschitz import LipschitzBound, lipschitz
+from ibpjax.lipschitz_estimates import lipschitz_estimate
 from ibpjax.training import lipschitz_losses as losses
+from ibpjax.training.attacks import pgd_l2_by_steps
 from ibpjax.verification.radii import lipschitz_radii, verified_accuracy
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -187,6 +189,9 @@ def test_what_certifies_nothing_is_refused():
   good = LipschitzBound(1., np.ones((3, 3)), 'upper', 0., ())
   with pytest.raises(ValueError, match=r'labels lie in \[-1, 0\]'):
     lipschitz_radii(np.ones((2, 3)), [-1, 0], good)
+  np.testing.assert_allclose(lipschitz_radii([[2., 0., 0.]], [0], good, error=[.1]), [1.6])
+  with pytest.raises(ValueError, match='error has shape'):
+    lipschitz_radii([[2., 0., 0.]], [0], good, error=np.ones((1, 1)))
   with pytest.raises(ValueError, match='error is -1'):
     lipschitz_radii(np.ones((1, 3)), [0], good, error=-1)
   with pytest.raises(TypeError, match=r'jax.random.key\(seed\)'):
@@ -204,3 +209,25 @@ def test_half_of_the_bound_is_refuted():
   reached = jax.jit(jax.vmap(jax.jacobian(functools.partial(network, params))))(xs)
   norms = np.linalg.svd(np.asarray(reached), compute_uv=False).max(-1)
   assert bound / 2 < norms.max() <= bound
+
+
+@pytest.mark.parametrize('scale', [1., 1e5])
+def test_l2_attacks_stay_in_their_balls_and_break_what_can_be_broken(scale):
+  """On a linear network, whose true radii are known, whatever the scale of its logits; each within its own radius."""
+  rng = np.random.default_rng(0)
+  head, xs = scale * jnp.asarray(rng.normal(size=(3, 20))), jnp.asarray(rng.uniform(.45, .55, size=(100, 20)))
+  linear = lambda head, x: head @ (x - .5)
+  logits = (xs - .5) @ head.T
+  labels = logits.argmax(-1)
+  radii = lipschitz_radii(logits, labels, lipschitz(linear)(head, xs[0]))
+  keys = jax.random.split(jax.random.key(0), 100)
+  for share, broken in ((.999, 0.), (1.3, .95)):
+    points, worst = pgd_l2_by_steps(linear, head, xs, labels, share * radii, keys, steps=30, restarts=2)
+    assert np.all(np.linalg.norm(points - xs, axis=1) <= share * radii * (1 + 1e-9))
+    assert np.mean(worst <= 0) >= broken
+    if not broken:
+      assert np.all(worst > 0)
+  with pytest.raises(ValueError, match='outside'):
+    pgd_l2_by_steps(linear, head, xs + 1, labels, .1, keys)
+  with pytest.raises(ValueError, match='eps is -1'):
+    pgd_l2_by_steps(linear, head, xs, labels, -1., keys)

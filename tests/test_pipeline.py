@@ -161,3 +161,19 @@ def test_bad_sizes_are_one_clear_error():
       augment.crop(key, images, size)
     with pytest.raises(ValueError, match='does not fit'):
       augment.centre_crop(images, size)
+
+
+def test_generated_examples_stand_behind_those_of_the_split():
+  """In the order of epochs of their own, which go on where those of the split end; and so when it is resumed."""
+  split, made = few(20), few(14)
+  real, others = pipeline.Resident(split, 8, seed=3), pipeline.Resident(made, 4, seed=3)
+  mixed = pipeline.Mixed(real, others)
+  assert len(mixed) == 2
+  batches = [batch for epoch in range(4) for batch in collect(mixed.batches(epoch))]
+  expected = [batch for epoch in range(4) for batch in collect(real.batches(epoch))]
+  behind = [batch for epoch in range(3) for batch in collect(others.batches(epoch))][:8]
+  for (images, labels), (x, y), (u, v) in zip(batches, expected, behind, strict=True):
+    np.testing.assert_array_equal(images, np.concatenate([x, u]))
+    np.testing.assert_array_equal(labels, np.concatenate([y, v]))
+  resumed = collect(mixed.batches(2, 1))
+  np.testing.assert_array_equal(resumed[0][0], batches[5][0])

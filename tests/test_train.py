@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 
-from experiments import datasets, recipe, runs, train
+from experiments import datasets, measures, recipe, runs, train
 from experiments.datasets import Split
 from experiments.opened import open_run
 from ibpjax import nn, training
@@ -247,7 +247,7 @@ def test_evaluation(given):
   logits = np.asarray(model(jnp.asarray(images, jnp.float32) / facts.levels))
   labels = np.where(rng.uniform(size=37) < .7, logits.argmax(-1), 0).astype(np.int32)
   split = Split(images, labels)
-  at = {eps: train.evaluator(graphdef, facts, split, 'test', eps)(*params) for eps in (0., .003, .5)}
+  at = {eps: measures.evaluator(graphdef, facts, split, 'test', eps)(*params) for eps in (0., .003, .5)}
   wrong = 100 * np.mean(logits.argmax(-1) != labels)
   for found in at.values():
     assert found['test_error'] == pytest.approx(wrong)

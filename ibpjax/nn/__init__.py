@@ -2,6 +2,9 @@
 from ibpjax.nn.batch_norm import BatchNorm
 from ibpjax.nn.initializers import difference_gain, ibp_normal, reinitialize
 from ibpjax.nn.lipschitz_layers import (
+    AOL,
+    SLL,
+    ConvResidual,
     LinearResidual,
     NormalisedHead,
     OrthogonalDense,
@@ -19,9 +22,9 @@ from ibpjax.nn.residual import resnext, wide_resnet8
 from ibpjax.nn.sequential import Residual, Sequential, flatten
 
 __all__ = [
-    'BatchNorm', 'LeakyReLU', 'LinearResidual', 'Normalise', 'NormalisedHead', 'OrthogonalDense', 'OrthogonalPatches',
-    'ParamRamp', 'Residual', 'Sequential', 'calibrate', 'cnn5', 'cnn7', 'cnn9', 'difference_gain', 'dm_large',
-    'dm_medium', 'dm_small', 'flatten', 'group_sort', 'ibp_normal', 'jittered', 'liresnet', 'min_max', 'mlp',
-    'orthogonalised', 'param_ramp', 'project', 'ramps', 'reinitialize', 'resnext', 'set_slope', 'space_to_depth',
-    'wide_resnet8', 'wk_small',
+    'AOL', 'BatchNorm', 'ConvResidual', 'LeakyReLU', 'LinearResidual', 'Normalise', 'NormalisedHead',
+    'OrthogonalDense', 'OrthogonalPatches', 'ParamRamp', 'Residual', 'SLL', 'Sequential', 'calibrate', 'cnn5', 'cnn7',
+    'cnn9', 'difference_gain', 'dm_large', 'dm_medium', 'dm_small', 'flatten', 'group_sort', 'ibp_normal', 'jittered',
+    'liresnet', 'min_max', 'mlp', 'orthogonalised', 'param_ramp', 'project', 'ramps', 'reinitialize', 'resnext',
+    'set_slope', 'space_to_depth', 'wide_resnet8', 'wk_small',
 ]

@@ -1,6 +1,7 @@
 """Batch normalisation whose batch statistics are values, passed in and handed out, never hidden."""
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,11 +34,17 @@ class BatchNorm(nnx.Module):
     self.momentum = momentum
     self.epsilon = epsilon
 
-  def statistics(self, x: Any) -> Statistics:
-    """(mean, biased variance) over all axes of a clean batch but the last; both differentiable."""
+  def statistics(self, x: Any, axis_name: str | None = None) -> Statistics:
+    """(mean, biased variance) over all axes of a clean batch but the last; both differentiable.
+
+    Args:
+      x: the batch, or under `jax.pmap` the equal part of it that a device has.
+      axis_name: of the map, whose devices' parts are one batch.
+    """
     axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    return mean, jnp.square(x - _expand(mean, x.ndim)).mean(axes)
+    over = (lambda v: v) if axis_name is None else functools.partial(lax.pmean, axis_name=axis_name)
+    mean = over(x.mean(axes))
+    return mean, over(jnp.square(x - _expand(mean, x.ndim)).mean(axes))
 
   def __call__(self, x: Any, stats: Statistics | None = None) -> Any:
     """`x` of shape (..., features), normalised by `stats` = (mean, var) or by the stored averages.

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from ibpjax.declared import lipschitz_at_most
+
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -41,6 +43,17 @@ def space_to_depth(x: Any, size: int = 2) -> Any:
   return blocks.reshape(n, h // size, w // size, size * size * c)
 
 
+def _applied(x: Any, kernel: Any) -> Any:
+  """A dense layer (in, out), or a convolution (h, w, in, out) of stride 1 that keeps the size."""
+  return x @ kernel if kernel.ndim == 2 else lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=_NUMBERS)
+
+
+def _channels(v: Any, ndim: int) -> Any:
+  """One number a channel, as the last of so many axes."""
+  return v.reshape((1,) * (ndim - 1) + (-1,))
+
+
 class LinearResidual(nnx.Module):
   """x -> (I + s * gamma * W) x + b, one convolution of stride 1 (or one dense layer): a linear residual block.
 
@@ -66,12 +79,10 @@ class LinearResidual(nnx.Module):
   def __call__(self, x: Any) -> Any:
     """(batch, ..., features) -> the same shape."""
     kernel = self.kernel[...]
-    kernel = kernel * (self.scale * self.gamma[...]).reshape((1,) * (kernel.ndim - 1) + (-1,))
+    kernel = kernel * _channels(self.scale * self.gamma[...], kernel.ndim)
     features, middle = kernel.shape[-1], tuple(n // 2 for n in kernel.shape[:-2])
     kernel = kernel.at[middle].add(jnp.eye(features, dtype=kernel.dtype))
-    y = x @ kernel if not middle else lax.conv_general_dilated(
-        x, kernel, (1, 1), [(m, m) for m in middle], dimension_numbers=_NUMBERS)
-    return y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,))
+    return _applied(x, kernel) + _channels(self.bias[...], x.ndim)
 
 
 class NormalisedHead(nnx.Module):
@@ -95,6 +106,13 @@ class NormalisedHead(nnx.Module):
     return x @ kernel + self.bias[...][None]
 
 
+def _unit(x: Any) -> tuple[Any, Any]:
+  """(an array over its greatest magnitude, that), so that products do not vanish or overflow; (0, 1) for tiny ones."""
+  largest = lax.stop_gradient(jnp.max(jnp.abs(x)))
+  usable = largest > 1e-30
+  return jnp.where(usable, x / jnp.where(usable, largest, 1), 0), jnp.where(usable, largest, 1)
+
+
 def orthogonalised(x: Any, share: float = 1e-3) -> Any:
   """A matrix (m, n), m <= n, of norm below 1 and nearly orthogonal rows: R^-1 X with R R^T = X X^T + eta I.
 
@@ -103,11 +121,17 @@ def orthogonalised(x: Any, share: float = 1e-3) -> Any:
 
   Source: Hu et al. 2024, the Cholesky-orthogonal layers of the released code.
   """
+  x, _ = _unit(x)
   with jax.default_matmul_precision('highest'):
     gram = x @ x.T
     eta = lax.stop_gradient(share * jnp.mean(jnp.diagonal(gram)))
     factor = jnp.linalg.cholesky(gram + (eta + jnp.finfo(x.dtype).tiny) * jnp.eye(len(x), dtype=x.dtype))
     return jax.scipy.linalg.solve_triangular(factor, x, lower=True)
+
+
+def _lengthening_nothing(w: Any) -> Any:
+  """`orthogonalised` along the shorter side."""
+  return orthogonalised(w.T).T if w.shape[0] >= w.shape[1] else orthogonalised(w)
 
 
 class OrthogonalDense(nnx.Module):
@@ -133,8 +157,7 @@ class OrthogonalDense(nnx.Module):
     w = self.kernel[...]
     if self.residual is not None:
       w = jnp.eye(len(w), dtype=w.dtype) + self.residual * w * self.gamma[...][None]
-    w = orthogonalised(w.T).T if w.shape[0] >= w.shape[1] else orthogonalised(w)
-    return x @ w + self.bias[...][None]
+    return x @ _lengthening_nothing(w) + self.bias[...][None]
 
 
 class OrthogonalPatches(nnx.Module):
@@ -154,7 +177,107 @@ class OrthogonalPatches(nnx.Module):
 
   def __call__(self, x: Any) -> Any:
     """(batch, h, w, channels) -> (batch, h / size, w / size, out)."""
-    w = self.kernel[...]
-    w = orthogonalised(w.T).T if w.shape[0] >= w.shape[1] else orthogonalised(w)
-    kernel = w.reshape(self.size, self.size, self.channels, -1)
+    kernel = _lengthening_nothing(self.kernel[...]).reshape(self.size, self.size, self.channels, -1)
     return lax.conv_general_dilated(x, kernel, (self.size, self.size), 'VALID', dimension_numbers=_NUMBERS)
+
+
+class ConvResidual(nnx.Module):
+  """x -> x + gamma * (convolution, MinMax, convolution): a residual block with an activation inside, for comparison.
+
+  Lipschitz bounds of its branches add: 1 + |gamma| times a product, which the block itself hardly reaches.
+
+  Args:
+    features: channels in and out, even.
+    size: of the kernels.
+
+  Source: the conventional block of Hu et al. 2023, whose scale gamma starts at 0.
+  """
+
+  def __init__(self, features: int, *, size: int = 3, rngs: nnx.Rngs):
+    make = lambda: nnx.Conv(features, features, (size, size), kernel_init=jax.nn.initializers.orthogonal(), rngs=rngs)
+    self.first, self.second = make(), make()
+    self.gamma = nnx.Param(jnp.zeros((), jnp.float32))
+
+  def __call__(self, x: Any) -> Any:
+    """(batch, h, w, features) -> the same shape."""
+    return x + self.gamma[...] * self.second(min_max(self.first(x)))
+
+
+def _inverse(x: Any, there: Any) -> Any:
+  """1 / x, 0 where there is none."""
+  return jnp.where(there, 1 / jnp.where(there, x, 1), 0)
+
+
+def _common(kernel: Any) -> Any:
+  """(n, n): how much each two filters of a convolution (h, w, c, n) have in common, summed over shifts: |W W^T|."""
+  with jax.default_matmul_precision('highest'):
+    shifted = lax.conv_general_dilated(jnp.transpose(kernel, (3, 0, 1, 2)), kernel, (1, 1),
+                                       [(k - 1, k - 1) for k in kernel.shape[:2]], dimension_numbers=_NUMBERS)
+  return jnp.sum(jnp.abs(shifted), (1, 2))
+
+
+class AOL(nnx.Module):
+  """A convolution or dense layer almost orthogonal by rescaled inputs: it lengthens nothing.
+
+  W diag(d) with d_i = (sum over j of |W^T W|_ij)^(-1/2), summed over shifts too for convolutions.
+
+  Args:
+    features, out: channels in and out.
+    size: of the kernel, of stride 1 and padded to the same size; None for a dense layer.
+
+  Source: Prach and Lampert 2022.
+  """
+
+  def __init__(self, features: int, out: int, *, size: int | None = 3, rngs: nnx.Rngs):
+    space = () if size is None else (size, size)
+    kernel = jax.nn.initializers.orthogonal()(rngs.params(), (features, out), jnp.float32)
+    middle = jnp.zeros((*space, features, out), jnp.float32).at[tuple(n // 2 for n in space)].set(kernel)
+    self.kernel, self.bias = nnx.Param(middle), nnx.Param(jnp.zeros(out, jnp.float32))
+
+  def __call__(self, x: Any) -> Any:
+    """(batch, ..., features) -> (batch, ..., out)."""
+    kernel = self.kernel[...]
+    wide, _ = _unit(kernel if kernel.ndim == 4 else kernel[None, None])
+    sums = jnp.sum(_common(jnp.swapaxes(wide, 2, 3)), 1)
+    wide = wide * _inverse(jnp.sqrt(jnp.where(sums > 0, sums, 1)), sums > 0).reshape(1, 1, -1, 1)
+    return _applied(x, wide.reshape(kernel.shape)) + _channels(self.bias[...], x.ndim)
+
+
+class SLL(nnx.Module):
+  """x -> x - 2 W^T T^-1 relu(W x + b): a 1-Lipschitz residual block with its activation inside.
+
+  T is diagonal, T_i = sum over j of |W W^T|_ij q_j / q_i, summed over shifts too for convolutions. That the block
+  lengthens nothing is a theorem, of which `ibpjax.lipschitz` is told; no bound of the parts would find it.
+
+  Args:
+    features: channels in and out.
+    hidden: channels inside; default as many.
+    size: of the kernel, odd; None for a dense layer.
+
+  Source: Araujo et al. 2023.
+  """
+
+  def __init__(self, features: int, hidden: int | None = None, *, size: int | None = 3, rngs: nnx.Rngs):
+    if size is not None and size % 2 == 0:
+      raise ValueError(f'size is {size}: the transposed convolution has the same padding for odd kernels only')
+    hidden = features if hidden is None else hidden
+    space = () if size is None else (size, size)
+    draw = jax.nn.initializers.xavier_normal()
+    self.kernel = nnx.Param(draw(rngs.params(), (*space, features, hidden), jnp.float32))
+    self.bias, self.log_q = (nnx.Param(jnp.zeros(hidden, jnp.float32)) for _ in range(2))
+
+  def __call__(self, x: Any) -> Any:
+    """(batch, ..., features) -> the same shape."""
+    return _sll(x, self.kernel[...], self.bias[...], self.log_q[...])
+
+
+@lipschitz_at_most(1.)
+def _sll(x: Any, kernel: Any, bias: Any, log_q: Any) -> Any:
+  wide = kernel if kernel.ndim == 4 else kernel[None, None]
+  unit, largest = _unit(wide)
+  common = _common(unit)
+  ratios = jnp.exp(jnp.where(common > 0, log_q[None] - log_q[:, None], 0))  # infinite ones switch a filter off
+  sums = jnp.sum(jnp.where(common > 0, common * ratios, 0), 1)
+  back = jnp.swapaxes(unit[::-1, ::-1] * _channels(2 / largest * _inverse(sums, sums > 0), 4), 2, 3)
+  hidden = jax.nn.relu(_applied(x, kernel) + _channels(bias, x.ndim))
+  return x - _applied(hidden, back if kernel.ndim == 4 else back[0, 0])

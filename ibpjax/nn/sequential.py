@@ -56,14 +56,14 @@ class Sequential(nnx.Module):
       else:
         yield layer
 
-  def with_statistics(self, x: Any) -> tuple[Any, list[Statistics]]:
-    """The outputs for a clean batch normalised by its own statistics, and those statistics."""
+  def with_statistics(self, x: Any, axis_name: str | None = None) -> tuple[Any, list[Statistics]]:
+    """The outputs for a clean batch normalised by its own statistics, and those; as `BatchNorm.statistics`."""
     stats = []
 
     def apply(layer, x):
       if not isinstance(layer, BatchNorm):
         return layer(x)
-      stats.append(layer.statistics(x))
+      stats.append(layer.statistics(x, axis_name))
       return layer(x, stats[-1])
     return self.walk(x, apply), stats
 

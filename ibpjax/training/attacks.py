@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ibpjax.interval import Interval, linf_ball
+from ibpjax.interval import Interval, check_eps, linf_ball
 from ibpjax.margins import check_labels, margins
 
 # (f, params, images, labels, eps, key) -> points, constants for gradients; f and params as of an objective
@@ -93,13 +93,53 @@ def pgd_by_steps(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, keys:
     As `pgd`.
   """
   box, labels, step_size = _prepared(f, params, xs, labels, eps, steps, step_size, clip)
+  return _driven(
+      f, params, xs, labels, keys, steps, restarts, lambda each: jax.vmap(_start)(box.lower, box.upper, each),
+      lambda x, best: _all_step(f, params, x, best, labels, box.lower, box.upper, step_size))
+
+
+def pgd_l2_by_steps(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, keys: Any, *, steps: int = 40,
+                    restarts: int = 1, clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, Any]:
+  """Projected gradient descent inside of l2 balls and `clip`, driven from Python like `pgd_by_steps`.
+
+  Steps go against the normalised gradient of the least margin, 2.5 eps / steps each; starts are uniform on spheres.
+
+  Args:
+    f, params, xs, labels, keys, steps, restarts, clip: as in `pgd_by_steps`.
+    eps: radii of the balls, a scalar or (batch,).
+
+  Returns:
+    As `pgd`.
+  """
+  labels = check_labels(labels, jax.eval_shape(f, params, xs[0]).shape[-1])
+  check_eps(eps)
+  linf_ball(xs, 0., *clip)  # raises for what lies outside
+  radii = jnp.broadcast_to(jnp.asarray(eps, xs.dtype), xs.shape[:1])
+
+  def start(each):
+    noise = jax.vmap(lambda key: jax.random.normal(key, xs.shape[1:], xs.dtype))(each)
+    return jax.vmap(functools.partial(_within, clip=clip))(xs, noise, radii, 0 * radii)
+  return _driven(f, params, xs, labels, keys, steps, restarts, start, lambda x, best: _all_l2_step(
+      f, params, x, best, labels, xs, radii, 2.5 * radii / max(steps, 1), clip))
+
+
+def _driven(f: Callable, params: Any, xs: Any, labels: Any, keys: Any, steps: int, restarts: int,
+            start: Callable[[Any], Any], step: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+  """The worst of all points of so many ascents, each from `start(keys)` by `step(points, worst)`; all count."""
   best = _all_counted(f, params, xs, (xs, jnp.full(len(xs), jnp.inf, xs.dtype)), labels)
   for each in jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(keys):
-    x = jax.vmap(_start)(box.lower, box.upper, each)
+    x = start(each)
     for _ in range(steps):
-      x, best = _all_step(f, params, x, best, labels, box.lower, box.upper, step_size)
+      x, best = step(x, best)
     best = _all_counted(f, params, x, best, labels)
   return best
+
+
+def _within(centre: Any, change: Any, radius: Any, least: Any, clip: tuple[Any, Any]) -> Any:
+  """centre + change, the change scaled to a length of at most `radius`, of exactly that if it is more than `least`."""
+  length = jnp.sqrt(jnp.sum(change * change))
+  scale = jnp.where(length > jnp.maximum(least, 0), radius / jnp.where(length > 0, length, 1), 1)
+  return jnp.clip(centre + scale * change, *clip)
 
 
 def _prepared(f: Callable, params: Any, xs: Any, labels: Any, eps: Any, steps: int, step_size: Any,
@@ -144,3 +184,16 @@ def _all_step(f, params, xs, best, labels, lower, upper, step_size):
 @functools.partial(jax.jit, static_argnums=0)
 def _all_counted(f, params, xs, best, labels):
   return jax.vmap(functools.partial(_counted, f), (None, 0, 0, 0))(params, xs, best, labels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_l2_step(f, params, xs, best, labels, centres, radii, lengths, clip):
+  def one(x, best, label, centre, radius, length):
+    def loss(x):
+      z = f(params, x)
+      return -margins(z, label).min(), z
+    gradient, z = jax.grad(loss, has_aux=True)(x)
+    gradient = jnp.nan_to_num(gradient)
+    unit = gradient / jnp.maximum(jnp.sqrt(jnp.sum(gradient * gradient)), jnp.finfo(x.dtype).tiny)
+    return _within(centre, x + length * unit - centre, radius, radius, clip), _worse(x, z, best, label)
+  return jax.vmap(one)(xs, best, labels, centres, radii, lengths)

@@ -18,7 +18,8 @@ class Checkpoints:
   """The checkpoints of one run in a folder, the newest few of them.
 
   A checkpoint appears whole or not at all: it is written under another name and renamed, so that
-  a run killed while it saves still has the one before. Each carries a checksum.
+  a run killed while it saves still has the one before. Each carries a checksum. Of several processes
+  (`jax.distributed`) one saves, with arrays that are whole there, and any restores: none waits for another.
 
   Args:
     folder: made at the first `save`.
@@ -51,6 +52,7 @@ class Checkpoints:
     arrays = named(state)
     notes = dict(notes=notes or {}, checksum=_checksum(arrays))
     try:
+      self.folder.mkdir(parents=True, exist_ok=True)
       with self._manager() as manager:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)))
     except Exception as e:  # of the operating system or of the storage library: no common class
@@ -87,10 +89,16 @@ class Checkpoints:
 
   def _manager(self, read_only: bool = False) -> ocp.CheckpointManager:
     # Who reads must not clean up: what looks left over may be what a run is writing.
-    handlers = dict(state=ocp.StandardCheckpointHandler(), notes=ocp.JsonCheckpointHandler())
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+      alone = ocp.options.MultiprocessingOptions(
+          primary_host=jax.process_index(), active_processes={jax.process_index()},
+          barrier_sync_key_prefix=f'process{jax.process_index()}')
+    handlers = dict(state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                    notes=ocp.JsonCheckpointHandler(multiprocessing_options=alone))
     return ocp.CheckpointManager(self.folder, item_handlers=handlers, options=ocp.CheckpointManagerOptions(
         max_to_keep=self.keep, enable_async_checkpointing=False, cleanup_tmp_directories=not read_only,
-        read_only=read_only))
+        read_only=read_only, multiprocessing_options=alone, create=jax.process_count() == 1))
 
   def _left(self) -> str:
     steps = self.steps()

@@ -5,6 +5,7 @@ an l2 radius eps in the units of the inputs; they return a scalar, the mean in n
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,3 +77,19 @@ def annealed_loss(logits: Any, labels: Any, *, offset: float = 2., temperature: 
   own = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   log_p = jnp.sum(own * jax.nn.log_softmax((logits - offset * own) / temperature), -1)
   return jnp.mean(temperature * (-jnp.expm1(log_p)) ** power * -log_p)
+
+
+def lipschitz_objective(f: Any, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *, pairs: Any,
+                        loss: Callable[..., Any] = emma_loss) -> tuple[Any, dict[str, Any]]:
+  """One of the losses above as an objective of steps with an estimate; eps is the radius of an l2 ball.
+
+  Args:
+    pairs: constants of pairs, by the estimate.
+    loss: (logits, labels, pairs, eps) -> scalar.
+
+  Metrics: estimated_error, the fraction that would not be certified if the estimate were a bound.
+  """
+  del f, params, images, key
+  robust = jnp.max(logits, -1) > bottom(logits, pairs, eps)
+  right = jnp.argmax(logits, -1) == labels
+  return loss(logits, labels, pairs, eps), dict(estimated_error=jnp.mean(~(robust & right)))

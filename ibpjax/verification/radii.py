@@ -1,16 +1,23 @@
 """Certified l2 radii from a Lipschitz bound: one pass, every radius at once."""
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ibpjax.lipschitz import LipschitzBound, LipschitzEstimate
+from ibpjax.ibp import ibp
+from ibpjax.interval import Interval
+from ibpjax.lipschitz import LipschitzBound
+from ibpjax.lipschitz_estimates import LipschitzEstimate
 
 _ERROR = 1e-5  # of logits, relative to the greatest of an example: float32, sums of thousands of terms
 
 
-def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: float = _ERROR) -> np.ndarray:
+def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: Any = _ERROR) -> np.ndarray:
   """The l2 radius within which the prediction of each example stays its label: (batch,), 0 for those misclassified.
 
   min over the other classes of (f_y - f_i) / K_yi, in float64, rounded down, the logits allowed to be wrong by `error`.
@@ -20,7 +27,8 @@ def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: f
     logits: (batch, classes), of the network that `bound` was computed for, in evaluation mode.
     labels: (batch,) integers.
     bound: of `ibpjax.lipschitz`, with constants of pairs.
-    error: of each logit, relative to the greatest magnitude of a logit of the example.
+    error: of each logit, relative to the greatest magnitude of a logit of the example; a number, or one for each
+      example (`logit_errors`).
 
   Raises:
     TypeError, ValueError: what certifies nothing (an estimate, a lower bound, one that holds with some probability), or
@@ -28,6 +36,21 @@ def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: f
 
   Source: Leino et al. 2021, section 3.
   """
+  each = _radii(logits, labels, bound, error)
+  return np.nan_to_num(each.min(1), nan=0., posinf=np.inf) * (1 - 1e-12)
+
+
+def rivals(logits: Any, labels: Any, bound: LipschitzBound) -> np.ndarray:
+  """The class that threatens each example: (batch,), the other one that is nearest in radius; arguments as above.
+
+  Source: Hu et al. 2023, the rotating threatening class.
+  """
+  each = _radii(logits, labels, bound, 0., signed=True)
+  return each.argmin(1)
+
+
+def _radii(logits: Any, labels: Any, bound: LipschitzBound, error: Any, signed: bool = False) -> np.ndarray:
+  """(f_y - f_i) / K_yi, (batch, classes): infinite for the label, at least 0 unless `signed`."""
   if isinstance(bound, LipschitzEstimate):
     raise TypeError('a LipschitzEstimate is a lower bound, by power iteration: certificates rest on ibpjax.lipschitz')
   if not bound.certifies:
@@ -40,18 +63,48 @@ def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: f
                      'have (batch, classes) and (batch,)')
   if labels.size and (labels.min() < 0 or labels.max() >= logits.shape[1]):
     raise ValueError(f'labels lie in [{labels.min()}, {labels.max()}]; there are {logits.shape[1]} classes, from 0 on')
-  if error < 0:
+  error = np.asarray(error, np.float64)
+  if error.shape not in ((), labels.shape):
+    raise ValueError(f'error has shape {error.shape} for {len(labels)} examples: give one number, or one for each')
+  if np.any(error < 0):
     raise ValueError(f'error is {error}; it is >= 0')
   every = np.arange(len(logits))
   allowed = 2 * error * np.max(np.abs(logits), axis=1, initial=0)
   margins = logits[every, labels][:, None] - logits - allowed[:, None]
   constants = bound.pairs[labels]
   with np.errstate(divide='ignore', invalid='ignore'):
-    radii = np.where(margins > 0, margins / constants, 0)  # infinite where two classes differ by a constant
+    radii = margins / constants  # infinite where two classes differ by a constant
+  radii = radii if signed else np.where(margins > 0, radii, 0)
   radii[every, labels] = np.inf
-  return np.nan_to_num(radii.min(1), nan=0., posinf=np.inf) * (1 - 1e-12)
+  return radii
 
 
 def verified_accuracy(radii: np.ndarray, eps: float) -> float:
   """The fraction of examples whose radius is greater than eps, strictly (VRA)."""
   return float(np.mean(radii > eps))
+
+
+def logit_errors(f: Callable, params: Any, xs: Any, logits: Any) -> np.ndarray:
+  """How far from those of exact arithmetic logits may be: (batch,), relative to the greatest magnitude of an example.
+
+  By interval arithmetic at the points themselves, which allows for the rounding of each operation.
+
+  Args:
+    f: (params, x) -> (classes,) logits of one example; one function object for all batches, as for `jax.jit`.
+    params: its first argument.
+    xs: (batch, ...) examples.
+    logits: (batch, classes), as computed for them.
+  """
+  lower, upper = (np.asarray(x, np.float64) for x in _at_points(f, params, jnp.asarray(xs)))
+  logits = np.asarray(logits, np.float64)
+  off = np.max(np.maximum(upper - logits, logits - lower), axis=1, initial=0)
+  greatest = np.max(np.abs(logits), axis=1, initial=0)
+  return np.where(greatest > 0, np.maximum(off, 0) / np.where(greatest > 0, greatest, 1), np.where(off > 0, np.inf, 0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at_points(f, params, xs):
+  def one(x):
+    found = ibp(f, round_outward=True)(params, Interval(x, x))
+    return found.lower, found.upper
+  return jax.vmap(one)(xs)

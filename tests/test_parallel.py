@@ -1,0 +1,130 @@
+"""Many devices compute what one does: eight of the host, in a process of their own, and layouts on a mesh of one."""
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibpjax.training import parallel
+
+HERE = pathlib.Path(__file__).parent
+
+
+def run(devices, *arguments):
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+  done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=HERE.parent, timeout=600,
+                        env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'))
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def on_eight_devices(script, *arguments):
+  return json.loads(run(8, HERE / script, *arguments).splitlines()[-1])
+
+
+@pytest.mark.parametrize('objective', ['ibp', 'crown-ibp', 'shi', 'emma'])
+def test_twenty_steps_are_those_of_one_device(objective):
+  """Under jit on a mesh, with states cut over it, and under pmap: losses and parameters in float64."""
+  found = on_eight_devices('parallel_steps.py', objective, 'float64')
+  assert found.pop('moved') > .01
+  assert set(found) == {'mesh', 'fsdp', 'pmap'}
+  assert max(map(max, found.values())) < 1e-9
+
+
+def test_in_float32_losses_are_near():
+  found = on_eight_devices('parallel_steps.py', 'shi', 'float32')
+  assert found.pop('moved') > .01
+  assert max(losses for losses, _ in found.values()) < 1e-3
+
+
+def test_states_are_cut_along_their_longest_axis():
+  mesh = jax.sharding.AbstractMesh((8,), (parallel.BATCH,))
+  state = dict(kernel=jnp.zeros((3, 16, 40)), square=jnp.zeros((16, 16)), bias=jnp.zeros(9), step=jnp.zeros(()))
+  cut = {k: v.spec for k, v in parallel.state_shardings(mesh, state, fsdp=True).items()}
+  spec = jax.sharding.PartitionSpec
+  assert cut == dict(kernel=spec(None, None, 'batch'), square=spec('batch'), bias=spec(), step=spec())
+  assert all(v.spec == spec() for v in jax.tree.leaves(parallel.state_shardings(mesh, state)))
+
+
+def test_one_device_is_a_mesh_too():
+  mesh = parallel.data_mesh()
+  x = jax.device_put(np.arange(8.), parallel.batch_sharding(mesh))
+  np.testing.assert_array_equal(parallel.gathered(dict(x=x, y=3))['x'], np.arange(8.))
+
+
+TRAIN = ['-m', 'experiments.train', '--model=mlp', '--hidden=32', '--epochs=2', '--warmup_epochs=0', '--ramp_epochs=1',
+         '--batch_size=64', '--eps=.05', '--regularizer_weight=.5']
+
+
+def metrics(folder):
+  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+  """What a run on one device measures."""
+  folder = tmp_path_factory.mktemp('one') / 'run'
+  run(1, *TRAIN, f'--out={folder}')
+  return metrics(folder)
+
+
+def same(found, expected):
+  for other, record in zip(found, expected, strict=True):
+    for key in ('loss', 'natural', 'robust', 'eps'):
+      assert other[key] == pytest.approx(record[key], rel=1e-3)
+    assert other['test_error'] == pytest.approx(record['test_error'], abs=1)
+
+
+@pytest.mark.xdist_group('parallel')
+def test_a_run_of_eight_devices_goes_on_with_one(one, tmp_path):
+  assert 'the same command goes on' in run(8, *TRAIN, '--fsdp', '--max_minutes=0', f'--out={tmp_path}/run')
+  run(1, *TRAIN, f'--out={tmp_path}/run')
+  same(metrics(tmp_path / 'run'), one)
+
+
+def processes(folder, *flags):
+  """Two processes of two devices each, on a free port of this machine."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  together = [f'--coordinator=127.0.0.1:{port}', '--processes=2', *flags, f'--out={folder}']
+  environment = os.environ | dict(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=2')
+  return [subprocess.Popen([sys.executable, *TRAIN, *together, f'--process={i}'], cwd=HERE.parent, env=environment,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in range(2)]
+
+
+@pytest.mark.xdist_group('parallel')
+def test_two_processes_one_of_them_killed(one, tmp_path):
+  """Together they are one run; killed in the middle and started again they end as that."""
+  folder = tmp_path / 'run'
+  pair = processes(folder, '--checkpoint_minutes=0')
+  try:
+    until = time.monotonic() + 200
+    while not any(p.name.isdigit() and int(p.name) >= 5 for p in (folder / 'checkpoints').glob('*')):
+      assert time.monotonic() < until, 'no checkpoint appears'
+      assert pair[0].poll() is None, 'the first process ended by itself'
+      time.sleep(.1)
+    pair[1].kill()
+    pair[1].wait()
+    pair[0].kill()  # alone it would wait for the other one until the coordinator gives up
+    pair[0].wait()
+    assert len(metrics(folder)) < 2, 'it was not killed in the middle'
+    pair = processes(folder)
+    assert [p.wait(200) for p in pair] == [0, 0]
+  finally:
+    for p in pair:
+      p.kill()
+      p.wait()
+  same(metrics(folder), one)
+
+
+def test_batches_that_devices_do_not_divide_are_refused():
+  with pytest.raises(AssertionError, match='8 devices do not divide the 30 examples'):
+    run(8, '-m', 'experiments.train', '--model=mlp', '--batch_size=30')
