@@ -20,7 +20,7 @@ from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import architectures, contest, logs, runs
+from experiments import architectures, commands, contest, logs, runs
 from experiments.timing import in_turn
 
 FLAGS = flags.FLAGS
@@ -118,9 +118,7 @@ def beside_peer(nets: list[str], peer_python: str) -> None:
       logs.append(pathlib.Path(FLAGS.out), [found])
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   known = list(contest.CELLS) if FLAGS.peer_python else [*SHAPES, *architectures.NAMES]
   if unknown := set(FLAGS.nets) - set(known):
     raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(known)}')
@@ -141,4 +139,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main, keep=False)  # compile times are measured

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 import ibpjax
-from experiments import evaluation, plots, plots_lipschitz, radii, runs
+from experiments import commands, evaluation, plots, plots_lipschitz, radii, runs
 from experiments.flags import define_radii
 from experiments.opened import open_run
 from ibpjax.verification.certify import METHODS
@@ -70,10 +70,7 @@ def attack(text: str) -> tuple[int, int]:
   return int(found[1]), int(found[2])
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)  # of the checkpoint library
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   methods, attacks = list(dict.fromkeys(FLAGS.methods)), [attack(text) for text in FLAGS.pgd]
   if methods != ['lipschitz'] and (not methods or set(methods) - set(METHODS)):
     raise app.UsageError(f'--methods={",".join(methods)}: known are {", ".join(METHODS)}, and lipschitz alone')
@@ -127,4 +124,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

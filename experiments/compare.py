@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import logs, plots, runs
+from experiments import commands, logs, plots, runs
 from ibpjax.verification.report import radius_text
 
 FLAGS = flags.FLAGS
@@ -147,9 +147,7 @@ def tradeoffs(groups: dict[str, list[Run]]) -> dict[str, list[dict[str, Any]]]:
   return found
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   if not FLAGS.runs:
     raise app.UsageError('--runs is empty: name folders of runs, --runs=runs/a,runs/b')
   groups, out = grouped(FLAGS.runs), pathlib.Path(FLAGS.out).expanduser()
@@ -167,4 +165,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 import ibpjax
-from experiments import logs, plots
+from experiments import commands, logs, plots
 from experiments.evaluation import example_key
 from experiments.flags import define_integers, define_radii
 from experiments.opened import open_run
@@ -196,10 +196,7 @@ def random_networks(out: pathlib.Path) -> None:
   plots.expected_depth(out / 'depth.png', rows)
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)  # of the checkpoint library
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   out = pathlib.Path(FLAGS.out).expanduser()
   out.mkdir(parents=True, exist_ok=True)
   if not FLAGS.runs:
@@ -213,4 +210,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

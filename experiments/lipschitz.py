@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import logs, plots_lipschitz, runs
+from experiments import commands, logs, plots_lipschitz, runs
 from experiments.radii import of_examples
 from ibpjax.verification.report import radius_text
 
@@ -52,9 +52,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
   return logs.markdown_table(head, rows)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   if not FLAGS.runs:
     raise app.UsageError('--runs is empty: name the folders of certified runs')
   folders = [pathlib.Path(run).expanduser() for run in FLAGS.runs]
@@ -81,4 +79,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

@@ -4,9 +4,9 @@
 """
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from experiments import datasets
+from experiments import commands, datasets
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('dataset', None, [name for name in datasets.FACTS if name not in datasets.STREAMED],
@@ -15,10 +15,8 @@ flags.DEFINE_string('data_dir', '~/tensorflow_datasets', 'Folder of TFDS, of pac
 flags.DEFINE_string('out', 'packed', 'Folder of the .npz, which is replaced if it is there.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   logging.set_verbosity(logging.WARNING)  # of TensorFlow Datasets
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
   data = datasets.load(FLAGS.dataset, FLAGS.data_dir)
   train, test = data.train, data.test
   assert isinstance(train, datasets.Split)
@@ -30,4 +28,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

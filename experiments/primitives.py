@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import app
 from jax.extend.core import primitives as P
 
+from experiments import commands
 from ibpjax import affine, composites, functions, integers, loops, nonlinear, relaxations, univariate
 from ibpjax.elementwise import elementwise_call_p
 from ibpjax.rule import Elementwise
@@ -127,12 +127,10 @@ def page() -> str:
   return ''.join(parts).rstrip('\n') + '\n' + FOOT
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: this command takes none')
+def main() -> None:
   PATH.write_text(page())
   print(f'wrote {PATH}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

@@ -20,7 +20,7 @@ import optax
 from absl import app, flags
 
 import ibpjax
-from experiments import datasets, pipeline, runs
+from experiments import commands, datasets, pipeline, runs
 from experiments.timing import in_turn, timed
 from ibpjax import training
 
@@ -74,9 +74,7 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, Any]:
               cost=costs[0] / FLAGS.batch_size, input=draw / (seconds[1] + draw))
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   if unknown := set(FLAGS.losses) - set(OBJECTIVES):
     raise app.UsageError(f'--losses={",".join(sorted(unknown))}: known are {", ".join(OBJECTIVES)}')
   if unknown := set(FLAGS.models) - set(runs.MODELS):
@@ -98,4 +96,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main, keep=False)  # compile times are measured

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import logs, plots, runs
+from experiments import commands, logs, plots, runs
 from experiments.flags import define_radii
 from experiments.opened import open_run
 from ibpjax.verification.analysis import propagation_tightness
@@ -76,10 +76,7 @@ def margins(lower: Callable, params: Any, images: Any, labels: Any, eps: float) 
   return np.concatenate([lower(params, x, y, eps) for x, y in batches(images, labels)])
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)  # of the checkpoint library
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   if unknown := set(FLAGS.methods) - set(LINEAR):
     raise app.UsageError(f'--methods={",".join(sorted(unknown))}: known are {", ".join(LINEAR)}')
   run = pathlib.Path(FLAGS.run).expanduser()
@@ -131,4 +128,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

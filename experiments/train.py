@@ -23,11 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from experiments import configs, datasets, logs, measures, pipeline, plots, recipe, runs
+from experiments import commands, configs, datasets, logs, measures, pipeline, plots, recipe, runs
 from experiments.flags import define_integers, define_radius
 from ibpjax import nn, training
 from ibpjax.nn.liresnet import BLOCKS
@@ -345,10 +345,7 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   return log.records[-1]
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)  # of the checkpoint library
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+def main() -> None:
   take_config()
   if FLAGS.coordinator is not None:
     given = {} if FLAGS.coordinator == 'auto' else dict(
@@ -385,4 +382,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  commands.run(main)

@@ -1,7 +1,10 @@
 """Strict JAX for all tests: two virtual devices, no silent promotion of dtypes or ranks."""
 import os
+import pathlib
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Commands that tests start share what they compile; tests themselves compile everything.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled')
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
 
 import hypothesis
@@ -9,6 +12,7 @@ import jax
 import pytest
 from pictures import jpeg, smooth
 
+jax.config.update('jax_compilation_cache_dir', None)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 

@@ -243,7 +243,8 @@ def test_a_full_disk_ends_a_run_with_one_clear_error(tmp_path):
   assert done.returncode == 1
   # Threads of the storage library whose writes fail later may speak after the error.
   errors = [line for line in done.stderr.splitlines() if line.startswith('CheckpointError: ')]
-  assert len(errors) == 1 and errors[0].startswith('CheckpointError: step 1 could not be saved')
+  assert len(errors) == 1
+  assert errors[0].startswith('CheckpointError: step 1 could not be saved')
   assert 'Make room on the disk' in errors[0]
   assert (tmp_path / 'run' / 'config.json').exists()
 
