@@ -23,6 +23,7 @@ import ibpjax
 from experiments import commands, evaluation, plots, plots_lipschitz, radii, runs
 from experiments.flags import define_radii
 from experiments.opened import open_run
+from ibpjax.training import parallel
 from ibpjax.verification.certify import METHODS
 from ibpjax.verification.report import radius_text
 
@@ -36,6 +37,8 @@ flags.DEFINE_integer('audit', 0, 'With --methods=lipschitz: examples whose Jacob
 flags.DEFINE_list('pgd', ['40x1', '200x10'], 'STEPSxRESTARTS of each attack: the first on all examples, the others on '
                                              'those that are neither verified nor broken.')
 flags.DEFINE_integer('batch_size', 500, 'Examples in a batch; the later methods and attacks take eighths of it.', 1)
+flags.DEFINE_integer('devices_an_example', 1, 'Devices among which the rows are dealt that linear methods walk back '
+                     'for an example; batches are cut over groups of so many.', 1)
 flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'Which examples.')
 flags.DEFINE_integer('examples', None, 'Only so many, the first ones; the default is all.', 1)
 flags.DEFINE_integer('seed', 0, 'Of the random starts and samples.')
@@ -77,6 +80,9 @@ def main() -> None:
   lipschitz = methods == ['lipschitz']
   if FLAGS.audit and not lipschitz:
     raise app.UsageError('--audit is of Lipschitz bounds: --methods=lipschitz')
+  if jax.device_count() % FLAGS.devices_an_example:
+    raise app.UsageError(f'--devices_an_example={FLAGS.devices_an_example} does not divide the {jax.device_count()} '
+                         'devices')
   if not attacks:
     raise app.UsageError('--pgd is empty: without an attack nothing checks the bounds')
   run = pathlib.Path(FLAGS.run).expanduser()
@@ -97,7 +103,8 @@ def main() -> None:
   if lipschitz:
     cascade = radii.Radii(f, params, opened.facts.shape, **common)
   else:
-    cascade = evaluation.Cascade(f, params, methods=methods, **common)
+    mesh = parallel.data_mesh(rows=FLAGS.devices_an_example)
+    cascade = evaluation.Cascade(f, params, methods=methods, mesh=mesh if mesh.size > 1 else None, **common)
   records = evaluation.evaluate(cascade, images, labels, balls, path, pixels)
   results = evaluation.finish(run, settings, records, batch_size=size, versions=versions)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import ibpjax
 from experiments import logs
+from ibpjax.training import parallel
 from ibpjax.training.attacks import pgd_by_steps
 from ibpjax.verification.report import radius_text, summarise, verdict
 
@@ -42,12 +43,13 @@ class Cascade:
     attacks: (steps, restarts) of each PGD, in order.
     seed: of the attacks.
     batch_size: examples in a batch.
+    mesh: devices, as `certify` takes them; None for one.
   """
 
   def __init__(self, f: Callable, params: Any, *, methods: Sequence[str], attacks: Sequence[tuple[int, int]], seed: int,
-               batch_size: int):
+               batch_size: int, mesh: jax.sharding.Mesh | None = None):
     self.f, self.params, self.methods, self.attacks, self.seed = f, params, methods, attacks, seed
-    self.batch_size = batch_size
+    self.batch_size, self.mesh = batch_size, mesh
     self.compiled: set[tuple[str, int]] = set()
 
     @jax.jit
@@ -86,6 +88,8 @@ class Cascade:
           room //= 2
         padded = np.pad(part, (0, room - len(part)), mode='edge')
         arguments = images[padded], labels[padded], indices[padded]
+        if self.mesh is not None:
+          arguments = parallel.spread(self.mesh, *arguments)[:-1]
         if (name, room) not in self.compiled:  # so that no compilation is timed; what is cheap runs twice for it
           jax.block_until_ready((prepare or function)(*arguments))
           self.compiled.add((name, room))
@@ -103,7 +107,7 @@ class Cascade:
       correct = logits[everyone, labels] > others.max(-1)  # neither ties nor NaN
       for place, method in enumerate(self.methods):
         def bound(x, y, i, method=method):
-          return ibpjax.certify(self.f, self.params, x, y, eps, method=method).lower.min(-1)
+          return ibpjax.certify(self.f, self.params, x, y, eps, method=method, mesh=self.mesh).lower.min(-1)
         which = np.flatnonzero(correct & ~verified) if place else everyone
         found = stage(method, bound, which, later if place else self.batch_size)
         margins[place, which] = found.tolist()

@@ -37,11 +37,11 @@ def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
   """Verified by IBP on l-infinity balls, as trained: no allowance. And how bounds of the first examples grow from
   layer to layer; with --loss=etb, what expected bounds are worth."""
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
-  def wrong(params, batch_stats, images, labels):
+  def wrong(params, batch_stats, images, labels, counted):
     model, x = nnx.merge(graphdef, params, batch_stats), pixels(facts, images)
     clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
     bound = training.margin_bounds(one, model, x, labels, eps)
-    return jnp.stack([jnp.sum(~(m.min(-1) > 0)) for m in (clean, bound)])
+    return jnp.stack([jnp.sum(~(m.min(-1) > 0) & counted) for m in (clean, bound)])
 
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
   def growth(params, batch_stats, images):
@@ -52,12 +52,12 @@ def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
     model, x = nnx.merge(graphdef, params, batch_stats), pixels(facts, images)
     points = training.attacked(one, model, x, labels, eps, jax.random.key(0), steps=FLAGS.pgd_steps)
     return expectations(one, model, x, labels, eps, points)
-  first = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0)))
+  first, mesh = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0))), parallel.data_mesh()
 
   def evaluate(params, batch_stats):
     layers = {k: np.asarray(v, float).tolist() for k, v in growth(params, batch_stats, first[0]).items()}
-    counts = np.sum([wrong(params, batch_stats, *b) for b in pipeline.evaluation_batches(split, 1000, FLAGS.workers)],
-                    axis=0)
+    batches = pipeline.evaluation_batches(split, 1000, FLAGS.workers)
+    counts = np.sum([wrong(params, batch_stats, *parallel.spread(mesh, *b)) for b in batches], axis=0)
     errors = {f'{name}_{kind}': 100 * float(n) / len(split) for kind, n in zip(('error', 'verified_error'), counts)}
     if FLAGS.loss == 'etb':
       found = drops(expected(params, batch_stats, *first))
@@ -74,13 +74,14 @@ def _of_lipschitz(graphdef: Any, facts: datasets.Facts, split: Any, name: str,
   def logits(params, batch_stats, images):
     with jax.default_matmul_precision('highest'):
       return nnx.merge(graphdef, params, batch_stats)(pixels(facts, images))
-  before: list[np.ndarray] = []
+  before, mesh = list[np.ndarray](), parallel.data_mesh()
 
   def evaluate(params, batch_stats):
     whole = parallel.gathered((params, batch_stats))
     bound = ibpjax.lipschitz(one)(nnx.merge(graphdef, *whole), jnp.zeros(facts.shape))
     batches = list(pipeline.evaluation_batches(split, 1000, FLAGS.workers))
-    z = np.concatenate([logits(params, batch_stats, images) for images, _ in batches])
+    z = np.concatenate([parallel.gathered(logits(params, batch_stats, parallel.spread(mesh, images)[0]))[:len(images)]
+                        for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     near = rivals(z, labels, bound)
     measured = {f'{name}_error': 100 * float(np.mean(z.argmax(-1) != labels)),

@@ -1,12 +1,30 @@
 """Chunks: what is computed for many rows is computed for so many at a time, and only for those that are needed."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar('axis', default=None)
+
+
+@contextlib.contextmanager
+def dealt_over(axis_name: str | None) -> Iterator[None]:
+  """Within it `over_rows` deals rows to the devices of an axis that is mapped by `jax.shard_map`; None for no axis.
+
+  Each device computes its share and is told the others' results: the same as on one device. Not differentiable: each
+  device would count the gradient of all.
+  """
+  before = _axis.set(axis_name)
+  try:
+    yield
+  finally:
+    _axis.reset(before)
 
 
 def over_rows(f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None = None, needed: Any = None) -> Any:
@@ -23,12 +41,26 @@ def over_rows(f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None 
       compute all.
   """
   n = len(jax.tree.leaves(rows)[0])
+  if (axis := _axis.get()) is not None and n >= lax.axis_size(axis) > 1:
+    return _dealt(axis, f, rows, width, chunk, needed)
   if chunk is None:  # 2**15 float32 are 128 KiB for each example of a batch
     chunk = max(1, (1 << 15 if jax.default_backend() == 'cpu' else 1 << 22) // max(width, 1))
   if n <= chunk:
     return jax.vmap(f)(rows)
   chunk = -(-n // -(-n // chunk))  # as many chunks, of sizes as equal as they can be
   return _all(f, rows, chunk) if needed is None else _needed(f, rows, chunk, needed)
+
+
+def _dealt(axis: str, f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None, needed: Any) -> Any:
+  """Rows one by one to each device in turn, as to cards: those that are needed often lie side by side."""
+  n, count = len(jax.tree.leaves(rows)[0]), lax.axis_size(axis)
+  which = jnp.arange(-(-n // count)) * count + lax.axis_index(axis)
+  own = jax.tree.map(lambda x: x[jnp.minimum(which, n - 1)], rows)
+  own_needed = None if needed is None else needed[jnp.minimum(which, n - 1)] & (which < n)
+  with dealt_over(None):
+    found = over_rows(f, own, width, chunk, own_needed)
+  gathered = lax.all_gather(found, axis, axis=1)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], gathered)
 
 
 def _all(f: Callable[[Any], Any], rows: Any, chunk: int) -> Any:

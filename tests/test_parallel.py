@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ibpjax
+from ibpjax.chunks import dealt_over, over_rows
 from ibpjax.training import parallel
 
 HERE = pathlib.Path(__file__).parent
@@ -42,6 +44,53 @@ def test_in_float32_losses_are_near():
   found = on_eight_devices('parallel_steps.py', 'shi', 'float32')
   assert found.pop('moved') > .01
   assert max(losses for losses, _ in found.values()) < 1e-3
+
+
+def test_certificates_are_those_of_one_device():
+  """Thirteen examples on eight devices, and the rows of an example on four; in float64."""
+  found = on_eight_devices('parallel_certificates.py')
+  assert found['spread'] > .1
+  assert found['apart'] < 1e-12
+  assert found['share'] < .6  # of what a device computes for as many examples with all of their rows
+
+
+def test_rows_are_dealt_and_gathered_in_order():
+  """Also where a device has a card less than the others, and where few rows are needed."""
+  mesh = parallel.data_mesh(rows=2)
+  rows, needed = jnp.arange(7), jnp.asarray([True, False, False, True, True, False, True])
+
+  def f(row):
+    return dict(square=row * row, axis=jax.lax.axis_index('rows'))
+
+  def dealt(chunk, needed):
+    def own(rows, needed):
+      with dealt_over('rows'):
+        return over_rows(f, rows, 1, chunk, needed)
+    whole = jax.sharding.PartitionSpec()
+    return jax.shard_map(own, mesh=mesh, in_specs=(whole, whole), out_specs=whole, check_vma=False)(rows, needed)
+  found = dealt(2, None)
+  np.testing.assert_array_equal(found['square'], rows * rows)
+  np.testing.assert_array_equal(found['axis'], rows % 2)
+  found = dealt(1, needed)
+  np.testing.assert_array_equal(found['square'][needed], (rows * rows)[needed])
+  np.testing.assert_array_equal(found['axis'][needed], (rows % 2)[needed])
+
+
+def test_batches_of_any_length_are_spread():
+  mesh = parallel.data_mesh()
+  x, y, counted = parallel.spread(mesh, np.arange(10.).reshape(5, 2), np.arange(5))
+  assert x.sharding.spec == y.sharding.spec == jax.sharding.PartitionSpec('batch')
+  np.testing.assert_array_equal(y, [0, 1, 2, 3, 4, 4])
+  np.testing.assert_array_equal(counted, [True] * 5 + [False])
+  assert parallel.gathered(x).shape == (6, 2)
+
+
+def test_meshes_that_cannot_be():
+  with pytest.raises(ValueError, match='2 devices cannot be grouped by 3'):
+    parallel.data_mesh(rows=3)
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()).reshape(1, 1, 2), ('a', 'b', 'c'))
+  with pytest.raises(ValueError, match='mesh has axes'):
+    ibpjax.certify(lambda w, x: w @ x, jnp.eye(2), jnp.ones((1, 2)), jnp.zeros(1, int), .1, clip=None, mesh=mesh)
 
 
 def test_states_are_cut_along_their_longest_axis():

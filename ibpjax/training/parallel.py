@@ -13,13 +13,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-BATCH = 'batch'
+BATCH, ROWS = 'batch', 'rows'
 
 
-def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-  """Devices in a row, along which batches are cut; all that there are, of all processes, by default."""
-  devices = jax.devices() if devices is None else devices
-  return Mesh(np.asarray(devices), (BATCH,), axis_types=(AxisType.Auto,))
+def data_mesh(devices: Sequence[Any] | None = None, rows: int = 1) -> Mesh:
+  """Devices along which batches are cut; all that there are, of all processes, by default.
+
+  Args:
+    devices: which.
+    rows: so many, a divisor of their number, work on the same examples, along a second axis (see `certify`).
+  """
+  chosen = np.asarray(jax.devices() if devices is None else devices)
+  if rows < 1 or chosen.size % rows:
+    raise ValueError(f'{chosen.size} devices cannot be grouped by {rows}: choose a divisor')
+  grouped, names = (chosen, [BATCH]) if rows == 1 else (chosen.reshape(-1, rows), [BATCH, ROWS])
+  return Mesh(grouped, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -30,6 +38,22 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Equal parts along the first axis, which the number of devices must divide."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def spread(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
+  """Arrays of one batch cut over the devices, its last example again and again where parts would not be equal.
+
+  Args:
+    mesh: of `data_mesh`.
+    *arrays: each (batch, ...), of one length of at least 1, the same on all processes.
+
+  Returns:
+    (parts, ...) each (longer batch, ...), and last (longer batch,) booleans: this is an example of the batch.
+  """
+  n, count = len(arrays[0]), mesh.shape[BATCH]
+  more = -n % count
+  longer = [np.concatenate([x, np.repeat(x[-1:], more, 0)]) if more else x for x in map(np.asarray, arrays)]
+  return tuple(jax.device_put(x, batch_sharding(mesh)) for x in (*longer, np.arange(n + more) < n))
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, state: Any, *, fsdp: bool = False) -> Any:
