@@ -2,11 +2,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint types benchmark clean
+.PHONY: demo test lint types docs benchmark clean
 
 .venv/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[experiments,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,dev,docs]'
 	touch $@
 
 demo: .venv/installed
@@ -21,6 +21,9 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/python -m mypy
+
+docs: .venv/installed
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
 benchmark: .venv/installed
 	$(BIN)/python -m experiments.benchmark

@@ -51,14 +51,6 @@ def test_core_depends_on_seven_packages():
   assert used <= allowed
 
 
-def test_the_code_in_the_readme_runs():
-  blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-  assert blocks
-  script = '\n'.join(blocks)
-  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT, timeout=300)
-  assert done.returncode == 0, done.stderr
-
-
 def test_the_table_of_primitives_is_what_the_code_says():
   assert primitives.PATH.read_text() == primitives.page(), 'run `python -m experiments.primitives`'
 

@@ -59,7 +59,7 @@ def reinitialize(model: Sequential, key: Any) -> None:
   sum of two chains are twice as wide as those of one.
 
   Args:
-    model: dense and convolutional layers in their order, `Residual`s among them; changed in place.
+    model: dense and convolutional layers in their order, also in a `Residual`; changed in place.
     key: PRNG key.
 
   Raises:

@@ -75,8 +75,8 @@ def taps_objective(f: Callable, params: Any, logits: Any, images: Any, labels: A
     regularizer: as in `ibp_objective`.
 
   Metrics: attacked_inside_error, the fraction for which the attack inside succeeds (below `until`, as the next one);
-    bounds_error, the fraction that the
-    interval bounds do not verify (on small boxes, if there are points).
+    bounds_error, the fraction that the interval bounds do not verify (on small boxes, if there are points).
+
   Source: Mao et al. 2023, sections 3.1 to 3.4; the released code for the steps and the gradient.
   """
   ball = linf_ball(images, radius_for(eps, regularizer), *clip)
