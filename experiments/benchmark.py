@@ -3,6 +3,7 @@
     python -m experiments.benchmark --nets=dm_small,dm_medium,cnn7 --batch_size=64
     python -m experiments.benchmark --nets=vit_block,unet,gru_20,gru_200 --batch_size=16
     python -m experiments.benchmark --nets=mlp,dm_small --peer_python=~/peer/bin/python
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --scaling
 
 Each pair runs in turn (A B A B ...), so that a drift of the machine's speed hits both. XLA cost is
 the number of floating-point operations that the compiled program reports.
@@ -20,7 +21,7 @@ from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import architectures, commands, contest, logs, runs
+from experiments import architectures, commands, contest, logs, runs, scaling
 from experiments.timing import in_turn
 
 FLAGS = flags.FLAGS
@@ -30,7 +31,8 @@ flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
 flags.DEFINE_float('eps', .01, 'Radius of the boxes.', 0., 1.)
 flags.DEFINE_string('peer_python', None, 'Python of an environment with auto_LiRPA: then linear methods are measured '
                     'beside it, on one CPU, for the networks, batches and radii of `contest.CELLS`.')
-flags.DEFINE_string('out', None, 'File of JSON lines for what is measured beside a peer.')
+flags.DEFINE_bool('scaling', False, 'Read from compiled steps of training what they cost on 1, 2, 4, ... devices.')
+flags.DEFINE_string('out', None, 'File of JSON lines for what is measured beside a peer, or of scaling.')
 SHAPES = {'mlp': (28, 28, 1), 'dm_small': (28, 28, 1), 'wk_small': (28, 28, 1), 'dm_medium': (32, 32, 3),
           'cnn7': (32, 32, 3)}
 
@@ -118,10 +120,27 @@ def beside_peer(nets: list[str], peer_python: str) -> None:
       logs.append(pathlib.Path(FLAGS.out), [found])
 
 
+def across_devices() -> None:
+  """Prints what a step of training costs a device, by the number of devices."""
+  columns = ['devices', 'states', 'GFLOP', 'GB moved', 'GB held', 'MB sent', *scaling.ACCELERATORS]
+  print(f'{"workload":<34}' + ''.join(f'{c:>20}' if c in scaling.ACCELERATORS else f'{c:>10}' for c in columns))
+  for name, found in scaling.report():
+    held = (found['state'] + found['temporary']) / 1e9
+    row = [f'{found["devices"]}', found['layout'], f'{found["flops"] / 1e9:.1f}',
+           f'{found["bytes"] / 1e9:.2f}', f'{held:.2f}', f'{found["sent"] / 1e6:.1f}']
+    times = [f'{1e3 * t:.2f} ms, {found["bound"][device]}' for device, t in found['roofline'].items()]
+    print(f'{name:<34}' + ''.join(f'{c:>10}' for c in row) + ''.join(f'{c:>20}' for c in times), flush=True)
+    if FLAGS.out:
+      logs.append(pathlib.Path(FLAGS.out), [dict(workload=name, **found)])
+
+
 def main() -> None:
   known = list(contest.CELLS) if FLAGS.peer_python else [*SHAPES, *architectures.NAMES]
   if unknown := set(FLAGS.nets) - set(known):
     raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(known)}')
+  if FLAGS.scaling:
+    across_devices()
+    return
   if FLAGS.peer_python:
     beside_peer(FLAGS.nets, FLAGS.peer_python)
     return

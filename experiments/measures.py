@@ -39,8 +39,9 @@ def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
   def wrong(params, batch_stats, images, labels, counted):
     model, x = nnx.merge(graphdef, params, batch_stats), pixels(facts, images)
-    clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
-    bound = training.margin_bounds(one, model, x, labels, eps)
+    with jax.default_matmul_precision('highest'):
+      clean = jax.vmap(ibpjax.margins)(jax.vmap(one, (None, 0))(model, x), labels)
+      bound = training.margin_bounds(one, model, x, labels, eps)
     return jnp.stack([jnp.sum(~(m.min(-1) > 0) & counted) for m in (clean, bound)])
 
   @functools.partial(jax.jit, compiler_options=training.compiler_options())

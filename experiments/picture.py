@@ -29,9 +29,9 @@ def network(params: Any, x: Any) -> Any:
 
 def main() -> None:
   rng = np.random.default_rng(7)
-  params = [(jnp.asarray(rng.normal(size=(m, n)) * (2 / n) ** .5, jnp.float32),
+  layers = [(jnp.asarray(rng.normal(size=(m, n)) * (2 / n) ** .5, jnp.float32),
              jnp.asarray(.1 * rng.normal(size=m), jnp.float32)) for n, m in ((2, 24), (24, 24))]
-  params = [*params, jnp.asarray(rng.normal(size=(2, 24)) / 24 ** .5, jnp.float32)]
+  params = [*layers, jnp.asarray(rng.normal(size=(2, 24)) / 24 ** .5, jnp.float32)]
   x = jnp.array([.3, -.2])
   box = ibpjax.linf_ball(x, EPS)
   side = jnp.linspace(-EPS, EPS, 161)
