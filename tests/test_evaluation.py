@@ -15,6 +15,7 @@ import pytest
 import ibpjax
 from experiments import evaluation
 from experiments.flags import radius
+from ibpjax.training import parallel
 from ibpjax.verification.report import summarise
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,8 +33,8 @@ LABELS = np.asarray(jax.vmap(f, (None, 0))(PARAMS, IMAGES).argmax(-1)).astype(np
 LABELS[::10] = (LABELS[::10] + 1) % 4  # misclassified
 
 
-def cascade(f=f, params=PARAMS, methods=('ibp',), attacks=((5, 1),), batch_size=32):
-  return evaluation.Cascade(f, params, methods=methods, attacks=attacks, seed=0, batch_size=batch_size)
+def cascade(f=f, params=PARAMS, methods=('ibp',), attacks=((5, 1),), batch_size=32, mesh=None):
+  return evaluation.Cascade(f, params, methods=methods, attacks=attacks, seed=0, batch_size=batch_size, mesh=mesh)
 
 
 def run(path, radii=(EPS,), **options):
@@ -83,11 +84,24 @@ def test_records(finished):
   assert '10.00 %' in evaluation.table([small, large])
 
 
+def test_records_do_not_depend_on_devices(finished, tmp_path):
+  """Batches of 32 and of 28 on two devices, and all rows of an example on both."""
+  _, _, alone = finished
+  for rows in (1, 2):
+    mesh = parallel.data_mesh(rows=rows)
+    records = run(tmp_path / str(rows), attacks=((10, 1), (20, 2)), mesh=mesh)
+    for found, known in zip(records, alone[:N], strict=True):
+      assert found['verdict'] == known['verdict']
+      assert found['margins']['ibp'] == pytest.approx(known['margins']['ibp'], abs=1e-5)
+      assert found['pgd_margin'] == pytest.approx(known['pgd_margin'], abs=1e-4)
+
+
 def test_a_tighter_method_sees_what_remains_and_nothing_is_compiled_twice(tmp_path, monkeypatch):
   """The cheap method here certifies twice the radius, which is sound and loose."""
   seen, traced, certify = [], [], ibpjax.certify
 
-  def watched(f, params, xs, labels, eps, *, method):
+  def watched(f, params, xs, labels, eps, *, method, mesh):
+    assert mesh is None
     seen.append((method, np.asarray(xs)))
     return certify(f, params, xs, labels, 2 * eps if method == 'cheap' else eps, method='ibp')
 
