@@ -31,10 +31,13 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.xdist_group(f'{item.path.stem}: {name}'))
 
 
-@pytest.fixture(autouse=True)
-def compilation(request):
-  """Tests compile without LLVM's optimisations, in three quarters of the time, but those marked `optimized`."""
-  fast = PROFILE == 'ordinary' and 'optimized' not in request.keywords
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Tests compile without LLVM's optimisations, in three quarters of the time, but those marked `optimized`.
+
+  Not a fixture: those of a module would compile before it.
+  """
+  fast = PROFILE == 'ordinary' and item.get_closest_marker('optimized') is None
   if fast != compiled['fast']:
     jax.clear_caches()  # they do not tell the two apart
     jax.config.update('jax_disable_most_optimizations', fast)
