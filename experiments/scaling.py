@@ -94,9 +94,10 @@ def measured(work: Workload, devices: int, layout: str) -> dict[str, Any]:
   program = step(work, parallel.data_mesh(jax.devices()[:devices]), layout)
   cost, memory = program.cost_analysis(), program.memory_analysis()
   sent = exchanged(program.as_text())
-  # In a ring a device passes on a result of n bytes (n - 1) / n times, and to reduce it as often again.
-  ring = {'all-reduce': 2, 'all-gather': 1, 'reduce-scatter': devices, 'all-to-all': 1, 'collective-permute': 1}
-  over = sum(ring[kind] * size * (devices - 1) / devices for kind, (_, size) in sent.items())
+  others = (devices - 1) / devices   # the share of a result that a device passes on in a ring; to reduce, as much again
+  ring = {'all-reduce': 2 * others, 'all-gather': others, 'reduce-scatter': devices * others, 'all-to-all': others,
+          'collective-permute': 1}
+  over = sum(ring[kind] * size for kind, (_, size) in sent.items())
   return dict(devices=devices, layout=layout, flops=cost['flops'], bytes=cost['bytes accessed'], sent=over,
               collectives={kind: list(v) for kind, v in sent.items()},
               state=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes,

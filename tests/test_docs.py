@@ -45,6 +45,13 @@ def test_links_lead_somewhere(page):
       assert (page.parent / target.split('#')[0]).exists(), target
 
 
+def test_the_picture_is_drawn(tmp_path):
+  done = subprocess.run([sys.executable, '-m', 'experiments.picture', f'--out={tmp_path}/picture.png'], cwd=ROOT,
+                        capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
+
+
 @pytest.mark.parametrize('page', WITH_CODE, ids=name)
 def test_code_runs(page):
   script = '\n'.join(re.findall(r'```python\n(.*?)```', page.read_text(), re.S))
