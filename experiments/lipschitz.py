@@ -60,7 +60,8 @@ def main() -> None:
   found = {f.name if names.count(f.name) == 1 else '/'.join(f.parts[-2:]): opened(f) for f in folders}
   out = pathlib.Path(FLAGS.out).expanduser()
   out.mkdir(parents=True, exist_ok=True)
-  logs.write(out / 'runs.md', table(found))
+  text = table(found)
+  logs.write(out / 'runs.md', text)
   logs.write(out / 'runs.json', json.dumps({k: dict(results=v['results'], audit=v['audit']) for k, v in found.items()},
                                            indent=1) + '\n')
   plots_lipschitz.radii(out / 'radii.png', {name: run['radii'] for name, run in found.items()})
@@ -74,7 +75,7 @@ def main() -> None:
   if len({row['depth'] for row in rows}) > 1 and None not in {row['depth'] for row in rows}:
     plots_lipschitz.depth(out / 'depth.png', rows)
     pictures.append('depth.png')
-  print(table(found), end='')
+  print(text, end='')
   print(', '.join(f'{out}/{name}' for name in ('runs.md', 'runs.json', *pictures)))
 
 

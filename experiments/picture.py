@@ -41,22 +41,22 @@ def main() -> None:
   figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout='constrained')
   methods = {'IBP': ibpjax.ibp(network), 'CROWN-IBP': ibpjax.crown(network, intermediate='ibp'),
              'CROWN': ibpjax.crown(network)}
+  boxes = {name: jax.tree.map(np.asarray, jax.jit(method)(params, box)) for name, method in methods.items()}
   angles = np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False)
   rows = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1), jnp.float32)
   reach = np.asarray(jax.jit(ibpjax.crown(network, rows=rows))(params, box).upper)
   corners = [np.linalg.solve(np.asarray(rows)[[i, i - 1]], reach[[i, i - 1]]) for i in range(DIRECTIONS)]
   for axis in axes:
-    for i, (name, method) in enumerate(methods.items()):
-      found = jax.jit(method)(params, box)
-      (left, low), (right, high) = np.asarray(found.lower), np.asarray(found.upper)
+    for i, (name, found) in enumerate(boxes.items()):
+      (left, low), (right, high) = found.lower, found.upper
       axis.plot([left, right, right, left, left], [low, low, high, high, low], color=f'C{i}', label=name)
     axis.plot(*np.transpose([*corners, corners[0]]), color='C3', label=f'CROWN, {DIRECTIONS} directions')
     axis.scatter(*values.T, s=1, color='0.35', linewidths=0)
     axis.plot([], [], 's', color='0.35', label='values')
     axis.set(xlabel='first output', ylabel='second output')
     axis.spines[['top', 'right']].set_visible(False)
-  margin = .08 * (found.upper - found.lower)   # of the last, which is CROWN
-  (left, low), (right, high) = np.asarray(found.lower - margin), np.asarray(found.upper + margin)
+  near = boxes['CROWN']
+  (left, low), (right, high) = near.lower - .08 * near.width, near.upper + .08 * near.width
   axes[1].set(xlim=(left, right), ylim=(low, high), title='the same, nearer')
   axes[1].locator_params(axis='x', nbins=4)
   path = pathlib.Path(FLAGS.out).expanduser()

@@ -98,14 +98,14 @@ def measured(work: Workload, devices: int, layout: str) -> dict[str, Any]:
   ring = {'all-reduce': 2 * others, 'all-gather': others, 'reduce-scatter': devices * others, 'all-to-all': others,
           'collective-permute': 1}
   over = sum(ring[kind] * size for kind, (_, size) in sent.items())
+  slowest = {name: max(zip((cost['flops'] / peak, cost['bytes accessed'] / stream, over / link),
+                           ('operations', 'memory', 'links')))
+             for name, (peak, stream, link) in ACCELERATORS.items()}
   return dict(devices=devices, layout=layout, flops=cost['flops'], bytes=cost['bytes accessed'], sent=over,
               collectives={kind: list(v) for kind, v in sent.items()},
               state=memory.argument_size_in_bytes, temporary=memory.temp_size_in_bytes,
-              roofline={name: max(cost['flops'] / peak, cost['bytes accessed'] / stream, over / link)
-                        for name, (peak, stream, link) in ACCELERATORS.items()},
-              bound={name: max(zip((cost['flops'] / peak, cost['bytes accessed'] / stream, over / link),
-                                   ('operations', 'memory', 'links')))[1]
-                     for name, (peak, stream, link) in ACCELERATORS.items()})
+              roofline={name: seconds for name, (seconds, _) in slowest.items()},
+              bound={name: what for name, (_, what) in slowest.items()})
 
 
 def report() -> Iterator[tuple[str, dict[str, Any]]]:
