@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 from absl import app, logging
 
+from experiments import allocation
+
 COMPILED = pathlib.Path('~/.cache/ibpjax')
 
 
@@ -20,6 +22,7 @@ def run(main: Callable[[], None], keep: bool = True) -> None:
   def start(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'unexpected arguments {argv[1:]}: all options are flags, --name=value')
+    allocation.keep()
     logging.set_verbosity(logging.ERROR)  # of the checkpoint library
     if keep and jax.config.values['jax_compilation_cache_dir'] is None:
       jax.config.update('jax_compilation_cache_dir', os.fspath(COMPILED.expanduser()))

@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-SCRIPT = pathlib.Path(__file__).parent / 'versus.py'
+ROOT = os.fspath(pathlib.Path(__file__).parent.parent)
 # network: method: batch sizes.
 CELLS = {
     'mlp': {'IBP': (16, 64), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1, 16)},
@@ -41,8 +42,10 @@ def cells(nets: list[str]) -> list[Cell]:
 @contextlib.contextmanager
 def contender(python: str, library: str) -> Iterator[Any]:
   """A process of a library: a function that sends it a request and returns the answer."""
+  path = os.pathsep.join([ROOT, os.environ.get('PYTHONPATH', '')])
   with tempfile.TemporaryFile('w+') as said, subprocess.Popen(
-      [python, str(SCRIPT), library], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as process:
+      [python, '-m', 'experiments.versus', library], env=os.environ | dict(PYTHONPATH=path), text=True,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as process:
     def ask(**request: Any) -> dict[str, Any]:
       assert process.stdin is not None
       assert process.stdout is not None

@@ -1,11 +1,11 @@
 """Bounds of a random network by one library, in a process of its own that times itself; for `experiments.benchmark`.
 
-    python experiments/versus.py ibpjax        (or auto_lirpa, in an environment that has it)
+    python -m experiments.versus ibpjax        (or auto_lirpa, in an environment that has it)
 
 It reads one request a line and answers with one line, both JSON. {do: build, net, method, batch, eps, out}
 builds and compiles, and leaves the bounds in a file; {do: run} bounds again and answers with wall and CPU
 seconds and with the peak of memory beyond what was used before the first bound; {do: unstable} asks for the
-fraction of unstable neurons. One thread, one CPU.
+fraction of unstable neurons. One thread, one CPU; freed memory is kept (see `experiments.allocation`).
 """
 import itertools
 import json
@@ -17,6 +17,8 @@ import time
 from typing import Any
 
 import numpy as np
+
+from experiments import allocation
 
 # Convolutions (channels, kernel size, stride), then dense layers: Gowal et al. 2018, without padding.
 NETS = {
@@ -167,6 +169,7 @@ def main():
   # Nothing of the libraries is imported before this: they count the CPUs that they may use.
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  allocation.keep()
   replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
   backend = dict(ibpjax=ours, auto_lirpa=auto_lirpa)[sys.argv[1]]
   run: Any = None
@@ -178,7 +181,9 @@ def main():
     if what == 'build':
       out = request.pop('out')
       run, extra = backend(**request)
-      reply['build'], before = time.perf_counter() - wall, peak(since_now=True)
+      reply['build'] = time.perf_counter() - wall
+      allocation.give_back()
+      before = peak(since_now=True)
       np.save(out, ends(run()))
     elif what == 'run':
       run()

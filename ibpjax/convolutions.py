@@ -6,6 +6,7 @@ times as long, and the one by the kernel, a sum over all rows of all examples, a
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching, mlir
 
-from ibpjax.pinned import pin
+from ibpjax.chunks import sum_over
 
 plain_convolution_p = jex.Primitive('plain_convolution')
+_FEW = 64  # channels
 
 
 def convolve(x: Any, kernel: Any, padding: Sequence[int], precision: Any = None, dtype: Any = None) -> Any:
@@ -39,6 +41,28 @@ def _run(x, kernel, *, padding, precision, dtype):
   numbers = lax.ConvDimensionNumbers((0, n + 1, *axes), (n + 1, n, *range(n)), (0, n + 1, *axes))
   return lax.conv_general_dilated(x, kernel, (1,) * n, [(p, p) for p in padding], dimension_numbers=numbers,
                                   precision=precision, preferred_element_type=dtype)
+
+
+def _by_taps(x, kernel, *, padding, precision, dtype):
+  """The same on CPUs, where zeros beside the image are many and channels few.
+
+  The taps along the first axis of space are channels of a convolution along the others, whose parts are moved and
+  added. So the products with zeros along the first axis are left out, and those that remain are wider.
+  """
+  n, (first, *others), (into, out) = len(padding), kernel.shape[:len(padding)], kernel.shape[len(padding):]
+  if 2 * padding[0] < first or out > _FEW:
+    return _run(x, kernel, padding=padding, precision=precision, dtype=dtype)
+  taps = jnp.moveaxis(kernel, 0, n).reshape(1, *others, into, first * out)
+  parts = _run(x, taps, padding=(0, *padding[1:]), precision=precision, dtype=dtype)
+  parts = parts.reshape(*parts.shape[:-1], first, out)
+  size, (before, *_) = x.shape[1], padding
+  found = lax.pad(parts[..., 0, :], jnp.zeros((), parts.dtype),
+                  [(0, 0, 0), (before, before + 1 - first, 0), *[(0, 0, 0)] * n])
+  for i in range(1, first):  # a sum of padded parts would be computed anew for all its uses
+    low, high = max(0, before - i), min(found.shape[1], before - i + size)
+    part = lax.slice_in_dim(parts, low + i - before, high + i - before, axis=1)[..., i, :]
+    found = lax.dynamic_update_slice_in_dim(found, lax.slice_in_dim(found, low, high, axis=1) + part, low, 1)
+  return found
 
 
 def _jvp(primals, tangents, **params):
@@ -73,17 +97,19 @@ def _by_kernel(x, row, window, padding, precision):
     # with the roles exchanged there is less padding, of which the products are 0
     other = _by_kernel(row, x, window, [k - 1 - p for p, k in zip(padding, window)], precision)
     return jnp.swapaxes(lax.rev(other, tuple(range(n))), n, n + 1)
-  x = pin(x)  # or each of its copies is computed for itself
-  zero = jnp.zeros((), x.dtype)
-  x = lax.pad(x, zero, [(0, 0, 0), *((p, p, 0) for p in padding), (0, 0, 0)])
-  space = row.shape[2:-1]
-  seen = jnp.stack([x[:, :, *(slice(i, i + m) for i, m in zip(at, space))] for at in np.ndindex(*window[1:])], -2)
-  first, beside = window[0], [(0, 0, 0)] * len(space)
-  moved = jnp.stack([lax.pad(row, zero.astype(row.dtype), [(0, 0, 0), (i, first - 1 - i, 0), *beside, (0, 0, 0)])
-                     for i in range(first)], -2)
-  found = lax.dot_general(seen.reshape(-1, seen.shape[-2] * seen.shape[-1]),
-                          moved.reshape(-1, moved.shape[-2] * moved.shape[-1]), (((0,), (0,)), ((), ())),
-                          precision=precision)
+  space, first, beside = row.shape[2:-1], window[0], [(0, 0, 0)] * (n - 1)
+
+  def product(arrays):
+    x, row = arrays
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((p, p, 0) for p in padding), (0, 0, 0)])
+    seen = jnp.stack([x[:, :, *(slice(i, i + m) for i, m in zip(at, space))] for at in np.ndindex(*window[1:])], -2)
+    moved = jnp.stack([lax.pad(row, jnp.zeros((), row.dtype), [(0, 0, 0), (i, first - 1 - i, 0), *beside, (0, 0, 0)])
+                       for i in range(first)], -2)
+    return lax.dot_general(seen.reshape(-1, seen.shape[-2] * seen.shape[-1]),
+                           moved.reshape(-1, moved.shape[-2] * moved.shape[-1]), (((0,), (0,)), ((), ())),
+                           precision=precision)
+  places = (row.shape[1] + first - 1) * math.prod(space)
+  found = sum_over(product, (x, row), places * (math.prod(window[1:]) * x.shape[-1] + first * row.shape[-1]))
   found = found.reshape(*window[1:], x.shape[-1], first, row.shape[-1])
   return jnp.moveaxis(found, -2, 0)
 
@@ -114,3 +140,4 @@ ad.primitive_jvps[plain_convolution_p] = _jvp
 ad.primitive_transposes[plain_convolution_p] = _transpose
 batching.primitive_batchers[plain_convolution_p] = _batch
 mlir.register_lowering(plain_convolution_p, mlir.lower_fun(_run, multiple_results=False))
+mlir.register_lowering(plain_convolution_p, mlir.lower_fun(_by_taps, multiple_results=False), platform='cpu')

@@ -21,8 +21,8 @@ def test_a_library_that_is_absent_is_reported_and_ours_is_measured():
 def test_every_method_of_ours_runs(method, tmp_path):
   requests = [dict(do='build', net='mlp', method=method, batch=2, eps=.01, out=str(tmp_path / 'out.npy')),
               dict(do='run'), dict(do='unstable')]
-  done = subprocess.run([sys.executable, versus.__file__, 'ibpjax'], text=True, capture_output=True, timeout=200,
-                        input='\n'.join(map(json.dumps, requests)) + '\n')
+  done = subprocess.run([sys.executable, '-m', 'experiments.versus', 'ibpjax'], cwd=contest.ROOT, text=True,
+                        capture_output=True, timeout=200, input='\n'.join(map(json.dumps, requests)) + '\n')
   assert done.returncode == 0, done.stderr
   built, ran, asked = map(json.loads, done.stdout.splitlines())
   assert built['build'] > 0 < ran['cpu']

@@ -41,14 +41,24 @@ def test_derivatives(space, window, padding):
     np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.parametrize('padding', [(1, 0), (2, 1)])  # with a few zeros beside the image, and with many
 @pytest.mark.parametrize(('of_x', 'of_kernel'), [(0, None), (2, None), (None, 0), (None, 3), (1, 2)])
-def test_batches(of_x, of_kernel):
+def test_batches(of_x, of_kernel, padding):
   def batched(shape, axis):
     return jnp.asarray(RNG.normal(size=shape if axis is None else (*shape[:axis], 5, *shape[axis:])))
   x, kernel = batched((2, 6, 5, 3), of_x), batched((3, 2, 3, 4), of_kernel)
   def both(f):
     def run(x, kernel):
-      return f(x, kernel, (1, 0)), jax.grad(lambda *a: jnp.sin(f(*a, (1, 0))).sum(), (0, 1))(x, kernel)
+      return f(x, kernel, padding), jax.grad(lambda *a: jnp.sin(f(*a, padding)).sum(), (0, 1))(x, kernel)
     return jax.tree.leaves(jax.vmap(run, (of_x, of_kernel))(x, kernel))
   for a, b in zip(both(convolve), both(reference), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize('n', [4, 12, 13])  # at once, in parts of one size, with a rest
+def test_derivatives_of_many_examples(n):
+  """More than stay in the cache of a core: the derivative by the kernel is a sum over parts."""
+  x, kernel = jnp.asarray(RNG.normal(size=(n, 40, 40, 8))), jnp.asarray(RNG.normal(size=(3, 2, 8, 8)))
+  weights = jnp.asarray(RNG.normal(size=(n, 42, 39, 8)))
+  a, b = (jax.jit(jax.grad(lambda k, f=f: jnp.vdot(weights, f(x, k, (2, 0)))))(kernel) for f in (convolve, reference))
+  np.testing.assert_allclose(a, b, atol=1e-9)
