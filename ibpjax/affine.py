@@ -187,7 +187,6 @@ def _pull_convolution(eqn: Equation, kernel: Any, row: Any) -> Any:
   kernel = jnp.transpose(kernel, (*taps, into, out))
   row = jnp.transpose(row, (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]))
   blocks = [-(-k // s) for k, s in zip(kernel.shape, strides)]
-  counts = [c + b - 1 for c, b in zip(row.shape[1:], blocks)]
   zero = jnp.zeros((), kernel.dtype)
   ends = [(0, b * s - k, 0) for b, s, k in zip(blocks, strides, kernel.shape)]
   kernel = lax.pad(kernel, zero, [*ends, (0, 0, 0), (0, 0, 0)])
@@ -195,16 +194,21 @@ def _pull_convolution(eqn: Equation, kernel: Any, row: Any) -> Any:
   kernel = kernel.reshape(*(i for pair in zip(blocks, strides) for i in pair), *kernel.shape[n:])
   kernel = jnp.transpose(kernel, (*range(0, 2 * n, 2), 2 * n + 1, *range(1, 2 * n, 2), 2 * n))
   kernel = lax.rev(kernel, tuple(range(n))).reshape(*blocks, kernel.shape[n], -1)
+  # From the first to the last block that meets the image, not only its padding.
+  lows, sizes = [low for low, _ in p['padding']], [before[i] for i in space]
+  first = [min(max(low // s, 0), b - 1) for low, s, b in zip(lows, strides, blocks)]
+  last = [max(min(-(-(low + size) // s), c + b - 1), c, i)
+          for low, size, s, b, c, i in zip(lows, sizes, strides, blocks, row.shape[1:], first)]
+  around = [(b - 1 - i, j - c) for b, i, j, c in zip(blocks, first, last, row.shape[1:])]
+  counts = [j - i for i, j in zip(first, last)]
   axes = tuple(range(1, n + 1))
-  pulled = convolve(row, kernel, [b - 1 for b in blocks], p['precision'], p['preferred_element_type'])
+  pulled = convolve(row, kernel, around, p['precision'], p['preferred_element_type'])
   # (batch, c0, c1, s0 s1 into) -> (batch, c0 s0, c1 s1, into), without what the padding added
   pulled = pulled.reshape(len(row), *counts, *strides, -1)
   order = (0, *(i for pair in zip(axes, range(n + 1, 2 * n + 1)) for i in pair), 2 * n + 1)
   pulled = jnp.transpose(pulled, order).reshape(len(row), *(c * s for c, s in zip(counts, strides)), -1)
-  sizes = [before[i] for i in space]
-  pulled = lax.pad(pulled, zero.astype(pulled.dtype), [
-      (0, 0, 0), *((-low, low + size - c * s, 0) for (low, _), size, c, s in zip(p['padding'], sizes, counts, strides)),
-      (0, 0, 0)])
+  cut = ((i * s - low, low + size - j * s, 0) for i, j, s, low, size in zip(first, last, strides, lows, sizes))
+  pulled = lax.pad(pulled, zero.astype(pulled.dtype), [(0, 0, 0), *cut, (0, 0, 0)])
   return jnp.transpose(pulled, _inverse((batch, *space, features)))
 
 

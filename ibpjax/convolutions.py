@@ -23,13 +23,13 @@ plain_convolution_p = jex.Primitive('plain_convolution')
 _FEW = 64  # channels
 
 
-def convolve(x: Any, kernel: Any, padding: Sequence[int], precision: Any = None, dtype: Any = None) -> Any:
+def convolve(x: Any, kernel: Any, padding: Sequence[tuple[int, int]], precision: Any = None, dtype: Any = None) -> Any:
   """The convolution of images with a kernel.
 
   Args:
     x: (batch, *space, in).
     kernel: (*window, in, out).
-    padding: zeros before and after the image on each axis of space.
+    padding: numbers of zeros before and after the image on each axis of space.
     precision, dtype: as in `lax.conv_general_dilated`.
   """
   return plain_convolution_p.bind(x, kernel, padding=tuple(padding), precision=precision, dtype=dtype)
@@ -39,7 +39,7 @@ def _run(x, kernel, *, padding, precision, dtype):
   n = len(padding)
   axes = tuple(range(1, n + 1))
   numbers = lax.ConvDimensionNumbers((0, n + 1, *axes), (n + 1, n, *range(n)), (0, n + 1, *axes))
-  return lax.conv_general_dilated(x, kernel, (1,) * n, [(p, p) for p in padding], dimension_numbers=numbers,
+  return lax.conv_general_dilated(x, kernel, (1,) * n, padding, dimension_numbers=numbers,
                                   precision=precision, preferred_element_type=dtype)
 
 
@@ -50,18 +50,21 @@ def _by_taps(x, kernel, *, padding, precision, dtype):
   added. So the products with zeros along the first axis are left out, and those that remain are wider.
   """
   n, (first, *others), (into, out) = len(padding), kernel.shape[:len(padding)], kernel.shape[len(padding):]
-  if 2 * padding[0] < first or out > _FEW:
+  (before, after), *beside = padding
+  if before + after < first or min(before, after) < 0 or out > _FEW:
     return _run(x, kernel, padding=padding, precision=precision, dtype=dtype)
   taps = jnp.moveaxis(kernel, 0, n).reshape(1, *others, into, first * out)
-  parts = _run(x, taps, padding=(0, *padding[1:]), precision=precision, dtype=dtype)
+  parts = _run(x, taps, padding=((0, 0), *beside), precision=precision, dtype=dtype)
   parts = parts.reshape(*parts.shape[:-1], first, out)
-  size, (before, *_) = x.shape[1], padding
+  length = x.shape[1]
+  size = length + before + after - first + 1
   found = lax.pad(parts[..., 0, :], jnp.zeros((), parts.dtype),
-                  [(0, 0, 0), (before, before + 1 - first, 0), *[(0, 0, 0)] * n])
+                  [(0, 0, 0), (before, size - before - length, 0), *[(0, 0, 0)] * n])
   for i in range(1, first):  # a sum of padded parts would be computed anew for all its uses
-    low, high = max(0, before - i), min(found.shape[1], before - i + size)
-    part = lax.slice_in_dim(parts, low + i - before, high + i - before, axis=1)[..., i, :]
-    found = lax.dynamic_update_slice_in_dim(found, lax.slice_in_dim(found, low, high, axis=1) + part, low, 1)
+    low, high = max(0, before - i), min(size, before - i + length)
+    if low < high:
+      part = lax.slice_in_dim(parts, low + i - before, high + i - before, axis=1)[..., i, :]
+      found = lax.dynamic_update_slice_in_dim(found, lax.slice_in_dim(found, low, high, axis=1) + part, low, 1)
   return found
 
 
@@ -81,9 +84,14 @@ def _transpose(row, x, kernel, *, padding, **params):
     return None, None
   if ad.is_undefined_primal(x):
     back = jnp.swapaxes(lax.rev(kernel, tuple(range(n))), n, n + 1)
-    around = tuple(size - 1 - p for size, p in zip(kernel.shape, padding))
-    return plain_convolution_p.bind(row, back, padding=around, **params).astype(x.aval.dtype), None
+    found = plain_convolution_p.bind(row, back, padding=_around(kernel.shape, padding), **params)
+    return found.astype(x.aval.dtype), None
   return None, _by_kernel(x, row, kernel.aval.shape[:n], padding, params['precision']).astype(kernel.aval.dtype)
+
+
+def _around(window, padding):
+  """The padding of the convolution that leads back."""
+  return tuple((k - 1 - before, k - 1 - after) for k, (before, after) in zip(window, padding))
 
 
 def _by_kernel(x, row, window, padding, precision):
@@ -93,15 +101,16 @@ def _by_kernel(x, row, window, padding, precision):
   its places along the first. As a convolution, examples and channels exchanged, it takes ten times as long.
   """
   n = len(window)
-  if 2 * sum(padding) > sum(window) - n and all(p < k for p, k in zip(padding, window)):
+  around = _around(window, padding)
+  if sum(map(sum, padding)) > sum(map(sum, around)) and all(min(p) >= 0 for p in around):
     # with the roles exchanged there is less padding, of which the products are 0
-    other = _by_kernel(row, x, window, [k - 1 - p for p, k in zip(padding, window)], precision)
+    other = _by_kernel(row, x, window, around, precision)
     return jnp.swapaxes(lax.rev(other, tuple(range(n))), n, n + 1)
   space, first, beside = row.shape[2:-1], window[0], [(0, 0, 0)] * (n - 1)
 
   def product(arrays):
     x, row = arrays
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((p, p, 0) for p in padding), (0, 0, 0)])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
     seen = jnp.stack([x[:, :, *(slice(i, i + m) for i, m in zip(at, space))] for at in np.ndindex(*window[1:])], -2)
     moved = jnp.stack([lax.pad(row, jnp.zeros((), row.dtype), [(0, 0, 0), (i, first - 1 - i, 0), *beside, (0, 0, 0)])
                        for i in range(first)], -2)
@@ -130,7 +139,7 @@ def _batch(args, dims, **params):
 
 def _shape(x, kernel, *, padding, precision, dtype):
   del precision
-  space = [m + 2 * p - k + 1 for m, p, k in zip(x.shape[1:-1], padding, kernel.shape)]
+  space = [m + sum(p) - k + 1 for m, p, k in zip(x.shape[1:-1], padding, kernel.shape)]
   return jax.core.ShapedArray((x.shape[0], *space, kernel.shape[-1]), dtype or x.dtype)
 
 

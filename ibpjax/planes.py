@@ -24,8 +24,11 @@ class Planes:
   low: Any
   high: Any
 
-  def pull(self, up: Any, down: Any) -> list[Any]:
-    """The rows on the operands of `<up, below> + <down, above>`, without the intercepts."""
+  def pull(self, row: Any, up: Any) -> list[Any]:
+    """The rows on the operands of `<row, result>`, with `below` for the elements that go `up`, `above` for others.
+
+    The intercepts are left out.
+    """
     raise NotImplementedError
 
   def push(self, xs: Sequence[Interval]) -> Interval:
@@ -35,8 +38,8 @@ class Planes:
   def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
     """A lower bound of `<rows[0], result>`: rows on the perturbed operands, and an offset."""
     row, = rows
-    up, down = jnp.maximum(row, 0), jnp.minimum(row, 0)
-    return self.pull(up, down), affine.dot(up, self.low) + affine.dot(down, self.high)
+    up = row > 0
+    return self.pull(row, up), affine.dot(row, jnp.where(up, self.low, self.high))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Slopes(Planes):
     """The planes of some elements, which `cut` takes out of an array of the shape of the result."""
     return Slopes(*jax.tree.map(cut, (self.low, self.high, self.below, self.above)))
 
-  def pull(self, up: Any, down: Any) -> list[Any]:
-    return [up * b + down * a for b, a in zip(self.below, self.above)]
+  def pull(self, row: Any, up: Any) -> list[Any]:
+    return [row * jnp.where(up, b, a) for b, a in zip(self.below, self.above)]
 
   def push(self, xs: Sequence[Interval]) -> Interval:
     def least(slopes, lower, upper):
@@ -75,10 +78,11 @@ class Maps(Planes):
   above: Callable[..., Any]
   operands: tuple[Any, ...]
 
-  def pull(self, up: Any, down: Any) -> list[Any]:
+  def pull(self, row: Any, up: Any) -> list[Any]:
     if self.below is self.above:
-      return list(jax.linear_transpose(self.below, *self.operands)(up + down))
-    parts = [jax.linear_transpose(f, *self.operands)(row) for f, row in ((self.below, up), (self.above, down))]
+      return list(jax.linear_transpose(self.below, *self.operands)(row))
+    parts = [jax.linear_transpose(f, *self.operands)(jnp.where(part, row, 0))
+             for f, part in ((self.below, up), (self.above, ~up))]
     return [a + b for a, b in zip(*parts)]
 
   def push(self, xs: Sequence[Interval]) -> Interval:

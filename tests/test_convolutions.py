@@ -5,18 +5,21 @@ import numpy as np
 import pytest
 from jax import lax
 
+from ibpjax import crown, linf_ball
 from ibpjax.convolutions import convolve
 
 pytestmark = pytest.mark.usefixtures('x64')
 RNG = np.random.default_rng(0)
 # Spaces, windows, paddings.
-CASES = [((7,), (3,), (2,)), ((6, 5), (3, 2), (1, 0)), ((4, 6), (1, 4), (0, 3)), ((3, 4, 5), (2, 1, 3), (1, 0, 2))]
+CASES = [((7,), (3,), ((2, 2),)), ((6, 5), (3, 2), ((1, 1), (0, 0))), ((4, 6), (1, 4), ((0, 0), (3, 3))),
+         ((3, 4, 5), (2, 1, 3), ((1, 1), (0, 0), (2, 2))), ((5, 4), (4, 3), ((3, 1), (0, 2))),
+         ((1, 5), (4, 3), ((3, 0), (1, 0))), ((2, 3), (3, 3), ((2, 4), (2, 2)))]
 LETTERS = {1: 'W', 2: 'HW', 3: 'DHW'}
 
 
 def reference(x, kernel, padding):
   s = LETTERS[len(padding)]
-  return lax.conv_general_dilated(x, kernel, (1,) * len(padding), [(p, p) for p in padding],
+  return lax.conv_general_dilated(x, kernel, (1,) * len(padding), padding,
                                   dimension_numbers=(f'N{s}C', f'{s}IO', f'N{s}C'))
 
 
@@ -41,7 +44,7 @@ def test_derivatives(space, window, padding):
     np.testing.assert_allclose(a, b, atol=1e-10)
 
 
-@pytest.mark.parametrize('padding', [(1, 0), (2, 1)])  # with a few zeros beside the image, and with many
+@pytest.mark.parametrize('padding', [((1, 1), (0, 0)), ((2, 2), (1, 0))])  # few zeros beside the image, many
 @pytest.mark.parametrize(('of_x', 'of_kernel'), [(0, None), (2, None), (None, 0), (None, 3), (1, 2)])
 def test_batches(of_x, of_kernel, padding):
   def batched(shape, axis):
@@ -60,5 +63,30 @@ def test_derivatives_of_many_examples(n):
   """More than stay in the cache of a core: the derivative by the kernel is a sum over parts."""
   x, kernel = jnp.asarray(RNG.normal(size=(n, 40, 40, 8))), jnp.asarray(RNG.normal(size=(3, 2, 8, 8)))
   weights = jnp.asarray(RNG.normal(size=(n, 42, 39, 8)))
-  a, b = (jax.jit(jax.grad(lambda k, f=f: jnp.vdot(weights, f(x, k, (2, 0)))))(kernel) for f in (convolve, reference))
+  a, b = (jax.jit(jax.grad(lambda k, f=f: jnp.vdot(weights, f(x, k, ((2, 2), (0, 0))))))(kernel)
+          for f in (convolve, reference))
   np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_rows_through_convolutions_of_any_geometry():
+  """Strides, windows and paddings that differ from side to side, are greater than the window, or cut the image."""
+  rng, padded = np.random.default_rng(1), 0
+  for _ in range(24):
+    size, window, strides = rng.integers(1, 8, 2), rng.integers(1, 6, 2), rng.integers(1, 4, 2)
+    padding = [(int(rng.integers(-1, k + 2)), int(rng.integers(-1, k + 2))) for k in window]
+    if any(m + sum(p) < k or m + min(*p, 0) < 1 for m, p, k in zip(size, padding, window)):
+      continue
+    kernel = jnp.asarray(rng.normal(size=(*window, 2, 3)))
+
+    def f(x, kernel=kernel, strides=strides, padding=padding):
+      return lax.conv_general_dilated(x[None], kernel, tuple(map(int, strides)), padding,
+                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))[0]
+    x = jnp.asarray(rng.normal(size=(*size, 2)))
+    out, pull = jax.vjp(f, x)
+    row = jnp.asarray(rng.normal(size=out.shape))
+    found, (at_input,) = crown(f, rows=row[None])(linf_ball(x, .1)), pull(row)
+    radius = .1 * jnp.abs(at_input).sum()
+    np.testing.assert_allclose(found.lower[0], jnp.vdot(row, out) - radius, atol=1e-10)
+    np.testing.assert_allclose(found.upper[0], jnp.vdot(row, out) + radius, atol=1e-10)
+    padded += max(map(max, padding)) > 0
+  assert padded > 8
