@@ -95,9 +95,20 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
 def _contracted(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """Centre through the primitive, radius through it with |weights| (Lyu et al. 2021, 1.2)."""
   parts = [centre_radius(x) if isinstance(x, Interval) else (x, jnp.abs(x)) for x in operands]
-  [centre] = rebind(eqn, *[c for c, _ in parts])
-  [radius] = rebind(eqn, *[r for _, r in parts])
+  run = _convolved if _is_plain(eqn) and set(eqn.params['window_strides']) == {1} else rebind
+  [centre] = run(eqn, *[c for c, _ in parts])
+  [radius] = run(eqn, *[r for _, r in parts])
   return around(centre, radius)
+
+
+def _convolved(eqn: Equation, x: Any, kernel: Any) -> list[Any]:
+  """A convolution without strides, by one whose derivatives are fast."""
+  p = eqn.params
+  numbers = p['dimension_numbers']
+  (batch, features, *space), (out, into, *taps) = numbers.lhs_spec, numbers.rhs_spec
+  found = convolve(jnp.transpose(x, (batch, *space, features)), jnp.transpose(kernel, (*taps, into, out)),
+                   p['padding'], p['precision'], p['preferred_element_type'])
+  return [jnp.transpose(found, _inverse((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])))]
 
 
 def around(centre: Any, radius: Any) -> Interval:
@@ -217,10 +228,10 @@ def _inverse(permutation: Sequence[int]) -> list[int]:
 
 
 def _is_plain(eqn: Equation) -> bool:
-  """Whether an equation is a convolution without dilation and groups."""
+  """Whether an equation is a convolution over an image, without dilation and groups."""
   p = eqn.params
-  return eqn.primitive is P.conv_general_dilated_p and max(
-      *p['lhs_dilation'], *p['rhs_dilation'], p['feature_group_count'], p['batch_group_count']) == 1
+  return eqn.primitive is P.conv_general_dilated_p and set(
+      (*p['lhs_dilation'], *p['rhs_dilation'])) == {p['feature_group_count'] * p['batch_group_count']} == {1}
 
 
 def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],

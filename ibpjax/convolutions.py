@@ -2,7 +2,7 @@
 
 It is fast (jaxlib 0.10.2) for images in the order (batch, height, width, channels) and kernels (height, width,
 in, out). JAX's own derivatives have other orders: inside loops and branches the one by the image takes thirty
-times as long, and the one by the kernel, a sum over all rows of all examples, anywhere.
+times as long, and the one by the kernel, a sum over all rows of all examples, anywhere. Other platforms have theirs.
 """
 from __future__ import annotations
 
@@ -86,7 +86,12 @@ def _transpose(row, x, kernel, *, padding, **params):
     back = jnp.swapaxes(lax.rev(kernel, tuple(range(n))), n, n + 1)
     found = plain_convolution_p.bind(row, back, padding=_around(kernel.shape, padding), **params)
     return found.astype(x.aval.dtype), None
-  return None, _by_kernel(x, row, kernel.aval.shape[:n], padding, params['precision']).astype(kernel.aval.dtype)
+  def fast(x, row):
+    return _by_kernel(x, row, kernel.aval.shape[:n], padding, params['precision']).astype(kernel.aval.dtype)
+
+  def plain(x, row):
+    return jax.linear_transpose(lambda k: _run(x, k, padding=padding, **params), kernel.aval)(row)[0]
+  return None, lax.platform_dependent(x, row, cpu=fast, default=plain)
 
 
 def _around(window, padding):

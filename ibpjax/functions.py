@@ -233,8 +233,8 @@ def _hard_silu(k: Any) -> Sequence[Any]:
 
 
 TABLE: dict[Any, Row] = {
-    P.max_p: Elementwise(at_known, trend=1, critical_is_trained=True),
-    P.min_p: Elementwise(at_known, trend=1, critical_is_trained=True),
+    P.max_p: Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True),
+    P.min_p: Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True),
     P.abs_p: kinks(0.),
     P.square_p: Elementwise(lambda k: (k / 2,), stationary=(0.,)),
     P.integer_pow_p: _integer_pow,

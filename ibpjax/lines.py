@@ -65,7 +65,7 @@ def adaptive(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[
   For ReLU this is CROWN's choice: above the chord, below 0 or 1 by the sign of the midpoint.
   Source: Zhang et al. 2018; Lyu et al. 2021, Figures 1c and 1d, and section 3.2 for ParamRamp.
   """
-  slopes = [slope_at(fn, l / 2 + u / 2), chord(fn, l, u)]
+  slopes = [chord(fn, l, u), slope_at(fn, l / 2 + u / 2)]
   slopes += [s for p in points for s in (chord(fn, l, p), chord(fn, p, u))]
   return slopes, slopes
 

@@ -40,6 +40,7 @@ class Elementwise:
     steep: (points, *known) -> where else the derivative is infinite. There bounds take it for 0.
     critical_is_trained: whether points carry gradients to the known operands they come from.
       At a smooth stationary point f(x) - k x does not change to first order, so nothing is lost.
+    bent_once: f has one kink and is linear on both sides of it.
     roundings: relative error of f as it is computed, in units of roundoff; certificates widen by it.
     cancellation: absolute error of f as it is computed, in units of roundoff times 1 + |x|.
   """
@@ -53,6 +54,7 @@ class Elementwise:
   limits: tuple[float, float] | None = None
   steep: Callable[..., Any] | None = None
   critical_is_trained: bool = False
+  bent_once: bool = False
   roundings: float = 16.
   cancellation: float = 0.
 
@@ -86,7 +88,12 @@ class Elementwise:
     return restore(out)
 
   def bends(self, fn: Function, x: Interval, known: Sequence[Any]) -> list[Any]:
-    """Points of a box at which f has the slope of its chord, and its kinks."""
+    """Points of a box at which f has the slope of its chord, and its kinks.
+
+    None if f is bent once: its slopes at the ends and in the middle are those between its kink and the ends.
+    """
+    if self.bent_once:
+      return []
     k = lax.stop_gradient(chord(fn, x.lower, x.upper))
     return [jnp.clip(jnp.where(jnp.isnan(p), x.lower, p), x.lower, x.upper) for p in self._points(x, known, k)]
 
@@ -170,4 +177,4 @@ def extremes(fn: Function, x: Interval, points: Sequence[Any]) -> Interval:
 
 def kinks(*at: float, trend: int = 0) -> Elementwise:
   """A piecewise linear function whose slope changes at fixed points."""
-  return Elementwise(lambda k, *known: at, trend)
+  return Elementwise(lambda k, *known: at, trend, bent_once=len(at) == 1)

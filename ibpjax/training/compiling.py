@@ -3,7 +3,7 @@ import functools
 
 import jax
 
-_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}
+_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT', 'xla_backend_optimization_level': '2'}
 
 
 @functools.cache
