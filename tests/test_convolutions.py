@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ibpjax import crown, linf_ball
+from ibpjax import Interval, crown, ibp, linf_ball
 from ibpjax.convolutions import convolve
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -90,3 +90,43 @@ def test_rows_through_convolutions_of_any_geometry():
     np.testing.assert_allclose(found.upper[0], jnp.vdot(row, out) + radius, atol=1e-10)
     padded += max(map(max, padding)) > 0
   assert padded > 8
+
+
+@pytest.mark.parametrize(('space', 'window', 'padding', 'numbers'), [
+    ((6, 5), (3, 2), ((1, 1), (0, 0)), ('NHWC', 'HWIO', 'NHWC')),
+    ((5, 4), (4, 3), ((3, 2), (-1, 4)), ('NCHW', 'OIHW', 'NCHW')),
+    ((1, 5), (2, 3), ((0, 1), (2, 2)), ('HNCW', 'WOHI', 'CHNW'))])
+def test_boxes_through_convolutions_without_strides(space, window, padding, numbers):
+  """Bounds and their derivatives by boxes and kernels are those of centres and radii through JAX's own."""
+  where = lax.conv_dimension_numbers((9,) * 4, (9,) * 4, numbers)
+  shape, window_shape = np.zeros(4, int), np.zeros(4, int)
+  shape[list(where.lhs_spec)], window_shape[list(where.rhs_spec)] = (3, 2, *space), (5, 2, *window)
+  box, kernel = linf_ball(jnp.asarray(RNG.normal(size=shape)), .1), jnp.asarray(RNG.normal(size=window_shape))
+
+  def conv(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=where)
+
+  def direct(box, kernel):
+    centre, radius = conv(box.centre, kernel), conv(box.radius, jnp.abs(kernel))
+    return Interval(centre - radius, centre + radius)
+  weights = Interval(*jnp.asarray(RNG.normal(size=(2, *conv(box.centre, kernel).shape))))
+
+  def both(f):
+    def loss(box, kernel):
+      out = f(box, kernel)
+      return jnp.vdot(weights.lower, jnp.sin(out.lower)) + jnp.vdot(weights.upper, jnp.sin(out.upper))
+    return jax.tree.leaves((f(box, kernel), jax.grad(loss, (0, 1))(box, kernel)))
+  for a, b in zip(jax.jit(lambda: both(ibp(conv)))(), jax.jit(lambda: both(direct))(), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_a_convolution_over_no_axes():
+  """A product of matrices by another name."""
+  kernel, x = jnp.asarray(RNG.normal(size=(2, 3))), jnp.asarray(RNG.normal(size=3))
+  def f(x):
+    where = lax.ConvDimensionNumbers((0, 1), (0, 1), (0, 1))
+    return lax.conv_general_dilated(x[None], kernel, (), [], dimension_numbers=where)[0]
+  for bound in (ibp, crown):
+    found = bound(f)(linf_ball(x, .1))
+    np.testing.assert_allclose(found.centre, kernel @ x, atol=1e-12)
+    np.testing.assert_allclose(found.radius, .1 * jnp.abs(kernel).sum(1), atol=1e-12)
