@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --nets=dm_small,dm_medium,cnn7 --batch_size=64
     python -m experiments.benchmark --nets=vit_block,unet,gru_20,gru_200 --batch_size=16
-    python -m experiments.benchmark --nets=mlp,dm_small --peer_python=~/peer/bin/python
+    python -m experiments.benchmark --nets=mlp --peer_python=~/peer/bin/python --jax_peer_python=~/jax_peer/bin/python
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --scaling
 
 Each pair runs in turn (A B A B ...), so that a drift of the machine's speed hits both. XLA cost is
@@ -31,6 +31,7 @@ flags.DEFINE_integer('repeats', 15, 'Pairs to time; the median counts.', 3)
 flags.DEFINE_float('eps', .01, 'Radius of the boxes.', 0., 1.)
 flags.DEFINE_string('peer_python', None, 'Python of an environment with auto_LiRPA: then linear methods are measured '
                     'beside it, on one CPU, for the networks, batches and radii of `contest.CELLS`.')
+flags.DEFINE_string('jax_peer_python', None, 'The same with jax_verify.')
 flags.DEFINE_bool('scaling', False, 'Read from compiled steps of training what they cost on 1, 2, 4, ... devices.')
 flags.DEFINE_string('out', None, 'File of JSON lines for what is measured beside a peer, or of scaling.')
 SHAPES = {'mlp': (28, 28, 1), 'dm_small': (28, 28, 1), 'wk_small': (28, 28, 1), 'dm_medium': (32, 32, 3),
@@ -100,22 +101,24 @@ def build(name: str) -> tuple[Any, tuple[int, ...], dict[str, Callable]]:
   return runs.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0)), SHAPES[name], CLASSIFIER
 
 
-def beside_peer(nets: list[str], peer_python: str) -> None:
-  """Prints what both libraries take, cell by cell."""
-  columns = ['CPU s', 'peer', 'peer / ours', 'MB', 'peer', 'build s', 'peer', 'apart', 'unstable']
-  print(f'{"network":<10} {"method":<16} {"batch":>5} {"eps":>5}' + ''.join(f'{c:>12}' for c in columns))
+def beside(peers: dict[str, str], nets: list[str]) -> None:
+  """Prints what libraries take, cell by cell: CPU seconds, memory, time to build, distance of the bounds to ours."""
+  print(f'{"network":<10} {"method":<16} {"batch":>5} {"eps":>5} {"unstable":>8}   {"library":<11}'
+        f'{"CPU s":>10} {"/ ours":>7} {"MB":>6} {"build s":>8} {"apart":>8}')
   for cell in contest.cells(nets):
-    found = contest.measure(cell, os.path.expanduser(peer_python))
-    a, b = found['ibpjax'], found['auto_lirpa']
-    ratio = dict(ratio=b['cpu'] / a['cpu']) if 'cpu' in a and 'cpu' in b else {}
-    shown = [(a, 'cpu', '.4f'), (b, 'cpu', '.4f'), (ratio, 'ratio', '.2f'), (a, 'megabytes', '.0f'),
-             (b, 'megabytes', '.0f'), (a, 'build', '.1f'), (b, 'build', '.1f'), (found, 'apart', '.1e'),
-             (found, 'unstable', '.2f')]
-    row = ''.join(f'{format(x[key], form) if x.get(key) is not None else "-":>12}' for x, key, form in shown)
-    print(f'{cell.net:<10} {cell.method:<16} {cell.batch:>5} {cell.eps:>5g}{row}', flush=True)
-    for library in (a, b):
-      if 'failed' in library:
-        print(f'  {library["failed"]}')
+    found = contest.measure(cell, peers)
+    ours = found['ibpjax']
+    unstable = f'{found["unstable"]:.2f}' if 'unstable' in found else ''
+    for library in ('ibpjax', *peers):
+      of = f'{cell.net:<10} {cell.method:<16} {cell.batch:>5} {cell.eps:>5g} {unstable:>8}   {library:<11}'
+      figures = found[library]
+      if 'failed' in figures:
+        print(f'{of} {figures["failed"]}')
+        continue
+      ratio = f'{figures["cpu"] / ours["cpu"]:.2f}' if 'cpu' in ours else ''
+      apart = f'{figures["apart"]:.1e}' if 'apart' in figures else ''
+      print(f'{of}{figures["cpu"]:>10.4f} {ratio:>7} {figures["megabytes"]:>6.0f} {figures["build"]:>8.1f} {apart:>8}',
+            flush=True)
     if FLAGS.out:
       logs.append(pathlib.Path(FLAGS.out), [found])
 
@@ -135,14 +138,16 @@ def across_devices() -> None:
 
 
 def main() -> None:
-  known = list(contest.CELLS) if FLAGS.peer_python else [*SHAPES, *architectures.NAMES]
+  pythons = dict(zip(contest.PEERS, (FLAGS.peer_python, FLAGS.jax_peer_python), strict=True))
+  peers = {library: os.path.expanduser(python) for library, python in pythons.items() if python}
+  known = list(contest.CELLS) if peers else [*SHAPES, *architectures.NAMES]
   if unknown := set(FLAGS.nets) - set(known):
     raise app.UsageError(f'--nets={",".join(sorted(unknown))}: known are {", ".join(known)}')
   if FLAGS.scaling:
     across_devices()
     return
-  if FLAGS.peer_python:
-    beside_peer(FLAGS.nets, FLAGS.peer_python)
+  if peers:
+    beside(peers, FLAGS.nets)
     return
   print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
   columns = f'{"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}'

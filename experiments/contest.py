@@ -1,4 +1,4 @@
-"""Two libraries bound the same networks in turn, each in its own process: times, memory, how equal bounds are."""
+"""Libraries bound the same networks in turn, each in its own process: times, memory, how equal bounds are."""
 import contextlib
 import dataclasses
 import json
@@ -20,6 +20,7 @@ CELLS = {
     'dm_small': {'IBP': (64,), 'CROWN-IBP': (64,), 'LBP': (1, 16), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1,),
                  'train CROWN-IBP': (128,)},
     'dm_medium': {'IBP': (64,), 'CROWN-IBP': (16,), 'LBP': (1,), 'CROWN': (1, 4), 'train CROWN-IBP': (128,)}}
+PEERS = ('auto_lirpa', 'jax_verify')
 RADII = (.01, .1)
 REPEATS = 3
 
@@ -65,15 +66,19 @@ def contender(python: str, library: str) -> Iterator[Any]:
       process.kill()
 
 
-def measure(cell: Cell, peer_python: str) -> dict[str, Any]:
-  """Medians of both libraries, in turn; `apart`: the greatest distance of bounds beside the greatest width.
+def measure(cell: Cell, peers: dict[str, str]) -> dict[str, Any]:
+  """Medians of ours and its peers, in turn; `apart`: the greatest distance of their bounds beside the greatest width.
 
   A library that fails has no figures, but the reason in its place.
+
+  Args:
+    cell: what to measure.
+    peers: library -> the Python of an environment that has it.
   """
   found: dict[str, Any] = dataclasses.asdict(cell)
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     asks, bounds = {}, {}
-    for library, python in (('ibpjax', sys.executable), ('auto_lirpa', peer_python)):
+    for library, python in dict(ibpjax=sys.executable, **peers).items():
       ask, out = stack.enter_context(contender(python, library)), f'{folder}/{library}.npy'
       try:
         found[library] = ask(do='build', out=out, **dataclasses.asdict(cell))
@@ -86,10 +91,10 @@ def measure(cell: Cell, peer_python: str) -> dict[str, Any]:
       found[library]['megabytes'] = max(t[library]['megabytes'] for t in times)
       if bounds[library].ndim:
         found[library]['width'] = float(np.mean(bounds[library][1] - bounds[library][0]))
-    if len(asks) == 2:
-      a, b = bounds.values()
-      scale = np.max(b[1] - b[0]) if b.ndim else np.abs(b)
-      found['apart'] = float(np.max(np.abs(a - b)) / scale)
+      if library in peers and 'ibpjax' in bounds:
+        a, b = bounds['ibpjax'], bounds[library]
+        scale = np.max(b[1] - b[0]) if b.ndim else np.abs(b)
+        found[library]['apart'] = float(np.max(np.abs(a - b)) / scale)
     if 'ibpjax' in asks and cell.method == 'CROWN':
       found |= asks['ibpjax'](do='unstable')
   return found

@@ -1,10 +1,10 @@
 """Bounds of a random network by one library, in a process of its own that times itself; for `experiments.benchmark`.
 
-    python -m experiments.versus ibpjax        (or auto_lirpa, in an environment that has it)
+    python -m experiments.versus ibpjax     (or auto_lirpa, jax_verify, in an environment that has it)
 
 It reads one request a line and answers with one line, both JSON. {do: build, net, method, batch, eps, out}
 builds and compiles, and leaves the bounds in a file; {do: run} bounds again and answers with wall and CPU
-seconds and with the peak of memory beyond what was used before the first bound; {do: unstable} asks for the
+seconds and with the peak of memory beyond what was used before the first bound; {do: unstable} asks ours for the
 fraction of unstable neurons. One thread, one CPU; freed memory is kept (see `experiments.allocation`).
 """
 import itertools
@@ -49,15 +49,12 @@ def images(net, batch):
   return np.random.default_rng(1).uniform(size=(batch, *NETS[net][0])).astype(np.float32)
 
 
-def ours(net, method, batch, eps):
-  """A function that bounds the logits of a batch (or makes a training step), and the fraction of unstable neurons."""
+def network(net):
+  """(f, params, images of a batch) -> ..., a function of one example, in JAX."""
   import jax
   import jax.numpy as jnp
-  import optax
-
-  import ibpjax
-  from ibpjax import training
-  params, strides = weights(net), [stride for _, _, stride in NETS[net][1]]
+  kernels, matrices = weights(net)
+  strides = [stride for _, _, stride in NETS[net][1]]
 
   def f(params, x):
     kernels, matrices = params
@@ -65,27 +62,44 @@ def ours(net, method, batch, eps):
     for kernel, stride in zip(kernels, strides):
       x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (stride, stride), 'VALID',
                                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
-    x = x.reshape(-1)
+    x = x.reshape(1, -1)
     for matrix in matrices[:-1]:
       x = jax.nn.relu(x @ matrix)
-    return x @ matrices[-1]
+    return (x @ matrices[-1])[0]
+  return f, jax.tree_util.tree_map(jnp.asarray, (kernels, matrices))
+
+
+def stepped(loss, params, batch, **options):
+  """A training step by Adam on `loss` of parameters, which answers with the loss."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+  optimizer = optax.adam(1e-4)
+
+  def step(state, y):
+    params, moments = state
+    value, gradient = jax.value_and_grad(loss)(params, y)
+    updates, moments = optimizer.update(gradient, moments)
+    return (optax.apply_updates(params, updates), moments), value
+  state, y = (params, optimizer.init(params)), jnp.arange(batch) % CLASSES
+  program = jax.jit(step, **options).lower(state, y).compile()
+  return lambda: jax.block_until_ready(program(state, y))[1]
+
+
+def ours(net, method, batch, eps):
+  """A function that bounds the logits of a batch (or makes a training step), and the fraction of unstable neurons."""
+  import jax
+  import jax.numpy as jnp
+
+  import ibpjax
+  from ibpjax import training
+  f, params = network(net)
   x = jnp.asarray(images(net, batch))
   if method == 'train CROWN-IBP':
-    optimizer = optax.adam(1e-4)
-
-    def loss(params, x, y):
+    def loss(params, y):
       return training.crown_objective(f, params, None, x, y, jnp.asarray(eps), None, beta=lambda _: 1.,
                                       clip=(-jnp.inf, jnp.inf))[0]
-
-    def step(state, x, y):
-      params, moments = state
-      value, gradient = jax.value_and_grad(loss)(params, x, y)
-      updates, moments = optimizer.update(gradient, moments)
-      return (optax.apply_updates(params, updates), moments), value
-    params = jax.tree.map(jnp.asarray, params)
-    state, y = (params, optimizer.init(params)), jnp.arange(batch) % CLASSES
-    program = jax.jit(step, compiler_options=training.compiler_options()).lower(state, x, y).compile()
-    return lambda: jax.block_until_ready(program(state, x, y))[1], None
+    return stepped(loss, params, batch, compiler_options=training.compiler_options()), None
   transformation = {
       'IBP': lambda f: ibpjax.ibp(f, elide=True), 'LBP': lambda f: ibpjax.lbp(f, lines=ibpjax.adaptive),
       'CROWN-IBP': lambda f: ibpjax.crown(f, intermediate='ibp'), 'CROWN': ibpjax.crown,
@@ -93,6 +107,42 @@ def ours(net, method, batch, eps):
   box = ibpjax.linf_ball(x, eps)
   program = jax.jit(jax.vmap(transformation(f), (None, 0))).lower(params, box).compile()
   return lambda: jax.block_until_ready(program(params, box)), lambda: unstable(ibpjax, jax, f, params, box)
+
+
+def jax_verify(net, method, batch, eps):
+  """The same by jax_verify, one example at a time under `jax.vmap`. It has no optimised slopes for these networks."""
+  import jax
+  import jax.numpy as jnp
+  import jax_verify as library
+  f, params = network(net)
+  x = jnp.asarray(images(net, batch))
+
+  def bounded(f, propagate):
+    def one(x):
+      found = propagate(f, library.IntervalBound(x - eps, x + eps))
+      return found.lower, found.upper
+    return one
+  if method == 'train CROWN-IBP':
+    others = jnp.asarray([[j for j in range(CLASSES) if j != k] for k in range(CLASSES)])
+
+    def loss(params, y):
+      def one(x, y):
+        def margins(x):
+          z = f(params, x)
+          return z[y] - z[others[y]]
+        lower, _ = bounded(margins, library.crownibp_bound_propagation)(x)
+        return jax.nn.logsumexp(jnp.concatenate([jnp.zeros(1), -lower]))
+      return jax.vmap(one)(x, y).mean()
+    return stepped(loss, params, batch), None
+  name = {'IBP': 'interval', 'LBP': 'forward_crown', 'CROWN-IBP': 'crownibp', 'CROWN': 'backward_crown'}.get(method)
+  if name is None:
+    raise ValueError(f'no {method}')
+  propagate = getattr(library, f'{name}_bound_propagation')
+
+  def bounds(params, x):
+    return jax.vmap(bounded(lambda x: f(params, x), propagate))(x)
+  program = jax.jit(bounds).lower(params, x).compile()
+  return lambda: jax.block_until_ready(program(params, x)), None
 
 
 def unstable(ibpjax, jax, f, params, box):
@@ -103,7 +153,7 @@ def unstable(ibpjax, jax, f, params, box):
 
 
 def auto_lirpa(net, method, batch, eps):
-  """The same by auto_LiRPA, which is not asked for unstable neurons."""
+  """The same by auto_LiRPA."""
   import torch
   from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
   torch.set_num_threads(1)
@@ -171,7 +221,7 @@ def main():
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   allocation.keep()
   replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
-  backend = dict(ibpjax=ours, auto_lirpa=auto_lirpa)[sys.argv[1]]
+  backend = dict(ibpjax=ours, auto_lirpa=auto_lirpa, jax_verify=jax_verify)[sys.argv[1]]
   run: Any = None
   extra: Any = None
   before = 0.
