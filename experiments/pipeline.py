@@ -50,6 +50,8 @@ class Resident:
 class Streamed:
   """Batches of a stream, like those of `Resident`, decoded ahead by worker processes.
 
+  Where there are several hosts, each decodes the rows of a batch that lie on its devices.
+
   Args:
     stream: its images all have one shape.
     batch_size, seed, mesh: as for `Resident`.
@@ -69,8 +71,10 @@ class Streamed:
   def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Batches number `start`, `start` + 1, ... of an epoch, like those of `Resident`."""
     order = _order(len(self._stream), self._seed, epoch)[:len(self) * self._batch_size]
-    for batch in _decoded(self._stream, order[start * self._batch_size:], self._batch_size, self._workers):
-      yield jax.device_put(batch, self.sharding)
+    rows = parallel.rows_here(self.sharding, self._batch_size)
+    index = order.reshape(len(self), -1)[start:, rows].reshape(-1)
+    for batch in _decoded(self._stream, index, len(rows), self._workers):
+      yield parallel.assembled(self.sharding, self._batch_size, rows, batch)
 
 
 class Mixed:

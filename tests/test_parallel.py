@@ -138,22 +138,44 @@ def test_a_run_of_eight_devices_goes_on_with_one(one, tmp_path):
   same(metrics(tmp_path / 'run'), one)
 
 
-def processes(folder, *flags):
-  """Two processes of two devices each, on a free port of this machine."""
+def processes(command, out=subprocess.DEVNULL):
+  """Two processes of two devices each. `command`: address of a free port of this machine, number -> arguments."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  together = [f'--coordinator=127.0.0.1:{port}', '--processes=2', *flags, f'--out={folder}']
-  environment = os.environ | dict(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=2')
-  return [subprocess.Popen([sys.executable, *TRAIN, *together, f'--process={i}'], cwd=HERE.parent, env=environment,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in range(2)]
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  environment = os.environ | dict(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=2',
+                                  PYTHONPATH=os.fspath(HERE.parent))
+  return [subprocess.Popen([sys.executable, *command(address, i)], cwd=HERE.parent, env=environment, text=True,
+                           stdout=out, stderr=subprocess.DEVNULL) for i in range(2)]
+
+
+def training(folder, *flags):
+  """Two processes that train together."""
+  return processes(lambda address, i: [*TRAIN, f'--coordinator={address}', '--processes=2', f'--process={i}', *flags,
+                                       f'--out={folder}'])
+
+
+@pytest.mark.xdist_group('parallel')
+def test_processes_decode_the_rows_of_their_own_devices():
+  """All see the same batches, those of one process; each has decoded its half of them."""
+  pair = processes(lambda address, i: [HERE / 'parallel_batches.py', address, str(i)], subprocess.PIPE)
+  try:
+    one, other = (json.loads(p.communicate(timeout=100)[0].splitlines()[-1]) for p in pair)
+  finally:
+    for p in pair:
+      p.kill()
+      p.wait()
+  order = np.random.default_rng([3, 1]).permutation(21)[:16].reshape(2, 8)
+  assert one['labels'] == other['labels'] == order.tolist()
+  assert one['decoded'] == sorted(order[:, :4].ravel().tolist())
+  assert other['decoded'] == sorted(order[:, 4:].ravel().tolist())
 
 
 @pytest.mark.xdist_group('parallel')
 def test_two_processes_one_of_them_killed(one, tmp_path):
   """Together they are one run; killed in the middle and started again they end as that."""
   folder = tmp_path / 'run'
-  pair = processes(folder, '--checkpoint_minutes=0')
+  pair = training(folder, '--checkpoint_minutes=0')
   try:
     until = time.monotonic() + 200
     while not any(p.name.isdigit() and int(p.name) >= 5 for p in (folder / 'checkpoints').glob('*')):
@@ -165,7 +187,7 @@ def test_two_processes_one_of_them_killed(one, tmp_path):
     pair[0].kill()  # alone it would wait for the other one until the coordinator gives up
     pair[0].wait()
     assert len(metrics(folder)) < 2, 'it was not killed in the middle'
-    pair = processes(folder)
+    pair = training(folder)
     assert [p.wait(200) for p in pair] == [0, 0]
   finally:
     for p in pair:

@@ -56,6 +56,28 @@ def spread(mesh: Mesh, *arrays: Any) -> tuple[Any, ...]:
   return tuple(jax.device_put(x, batch_sharding(mesh)) for x in (*longer, np.arange(n + more) < n))
 
 
+def rows_here(sharding: NamedSharding, length: int) -> np.ndarray:
+  """The rows of a batch of some length that lie on devices of this process, in increasing order."""
+  parts = sharding.addressable_devices_indices_map((length,)).values()
+  return np.unique([np.arange(length)[part] for part in parts])
+
+
+def assembled(sharding: NamedSharding, length: int, rows: np.ndarray, arrays: Any) -> Any:
+  """Global arrays of a batch, from the rows that each process has; all processes call it.
+
+  Args:
+    sharding: of `batch_sharding`.
+    length: of the batch.
+    rows: `rows_here` of both.
+    arrays: a pytree of arrays (len(rows), ...).
+  """
+  def whole(x: Any) -> jax.Array:
+    def part(index: Any) -> Any:
+      return x[np.searchsorted(rows, np.arange(length)[index[0]])]
+    return jax.make_array_from_callback((length, *x.shape[1:]), sharding, part)
+  return jax.tree.map(whole, arrays)
+
+
 def state_shardings(mesh: Mesh | AbstractMesh, state: Any, *, fsdp: bool = False) -> Any:
   """How each array of a state lies on the devices: whole on each, or with `fsdp` cut along one of its axes.
 
