@@ -43,20 +43,44 @@ def test_ranges_are_exact(name):
     np.testing.assert_allclose(bound.upper, greatest, rtol=1e-12)
 
 
-@pytest.mark.parametrize('lines', [constant, tight, adaptive])
-@pytest.mark.parametrize('name', [name for name in RANGES if name != 'a constant around'])
-def test_lines_enclose(name, lines):
-  f, x, _, _ = RANGES[name]
-  x = jax.tree.map(jnp.asarray, x)
+def lines_around(f, x, lines):
+  """((slope, intercept) of the line below, the same of the one above) for the last equation of `f`."""
   program = grouped(trace(f, (x,), {})[0])
   env = program.environment([x])
   for eqn in program.equations[:-1]:  # known slopes, broadcast
     env |= zip((v.id for v in eqn.outputs), rebind(eqn, *[env[v.id] for v in eqn.inputs]), strict=True)
   equation = program.equations[-1]
-  (below, low), (above, high) = enclose(equation, [env[v.id] for v in equation.inputs], lines)
+  return enclose(equation, [env[v.id] for v in equation.inputs], lines)
+
+
+@pytest.mark.parametrize('lines', [constant, tight, adaptive])
+@pytest.mark.parametrize('name', [name for name in RANGES if name != 'a constant around'])
+def test_lines_enclose(name, lines):
+  f, x, _, _ = RANGES[name]
+  x = jax.tree.map(jnp.asarray, x)
+  (below, low), (above, high) = lines_around(f, x, lines)
   points = jnp.linspace(x.lower[0], x.upper[0], 100_001)
   assert np.all(below * points + low <= f(points) + 1e-12)
   assert np.all(above * points + high >= f(points) - 1e-12)
+
+
+@pytest.mark.parametrize(('f', 'kink'), [
+    (jax.nn.relu, 0.), (lambda x: jax.nn.leaky_relu(x, .1), 0.), (lambda x: jax.nn.leaky_relu(x, -.5), 0.),
+    (jnp.abs, 0.), (lambda x: jnp.maximum(x, .3), .3), (lambda x: jnp.minimum(-.2, x), -.2)])
+def test_adaptive_lines_of_functions_with_one_kink_leave_the_least_area(f, kink):
+  """No slope of a fine grid does better in the middle of a box."""
+  rng = np.random.default_rng(0)
+  lower = jnp.asarray(rng.normal(size=300))
+  x = Interval(lower, lower + rng.exponential(size=300))
+  (below, low), (above, high) = lines_around(f, x, adaptive)
+  middle, corners = x.centre, [x.lower, jnp.clip(kink, x.lower, x.upper), x.upper]
+  for sign, found in ((1, below * middle + low), (-1, -(above * middle + high))):
+    best = -jnp.inf
+    for k in np.linspace(-1, 1, 81):
+      least = jnp.min(jnp.stack([sign * f(p) - k * p for p in corners]), 0)
+      best = jnp.maximum(best, least + k * middle)
+    assert np.all(found >= best - 1e-12)
+  assert 30 < int(((x.lower < kink) & (x.upper > kink)).sum()) < 270
 
 
 def test_overlapping_max_pooling():
