@@ -65,8 +65,8 @@ def adaptive(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[
   For ReLU this is CROWN's choice: above the chord, below 0 or 1 by the sign of the midpoint.
   Source: Zhang et al. 2018; Lyu et al. 2021, Figures 1c and 1d, and section 3.2 for ParamRamp.
   """
-  slopes = [chord(fn, l, u), slope_at(fn, l / 2 + u / 2)]
-  slopes += [s for p in points for s in (chord(fn, l, p), chord(fn, p, u))]
+  slopes = [chord(fn, l, u), *(s for p in points for s in (chord(fn, l, p), chord(fn, p, u)))]
+  slopes.append(slope_at(fn, l / 2 + u / 2))  # the last of equals is taken
   return slopes, slopes
 
 

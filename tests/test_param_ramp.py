@@ -37,7 +37,7 @@ def test_without_an_upper_bend_it_is_leaky_relu():
     slopes, expected = (jax.grad(lambda z, f=f: f(z).sum())(z) for f in (ramp, other))
     np.testing.assert_array_equal(slopes[:-1], expected[:-1])
     assert slopes[-1] == eta
-    box = box_around(z, .4)
+    box = box_around(z.at[-1].set(.1), .4)  # around 0 two lines below leave the same area
     for lines in (tight, adaptive):
       for method in (ibp, functools.partial(crown, lines=lines)):
         for a, b in zip(jax.tree.leaves(method(ramp)(box)), jax.tree.leaves(method(other)(box)), strict=True):
