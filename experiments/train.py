@@ -16,7 +16,6 @@ import os
 import pathlib
 import pkgutil
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -361,8 +360,9 @@ def main() -> None:
       with runs.alone(where) if jax.process_index() == 0 else contextlib.nullcontext():
         record = train(data, where, seed, deadline)
     except CheckpointError as e:
-      # The storage library reports a full disk again, many times, when Python ends: leave before it does.
-      print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True)
+      # The storage library reports a full disk again, many times: its threads may be in the middle of a line now, and
+      # there are more when Python ends. So a line of its own, in one write, and away.
+      os.write(2, f'\n{type(e).__name__}: {e}\n'.encode())
       os._exit(1)
     if jax.process_index():
       if record is None:
