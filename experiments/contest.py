@@ -19,7 +19,7 @@ CELLS = {
     'mlp': {'IBP': (16, 64), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1, 16)},
     'dm_small': {'IBP': (64,), 'CROWN-IBP': (64,), 'LBP': (1, 16), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1,),
                  'train CROWN-IBP': (128,)},
-    'dm_medium': {'IBP': (64,), 'CROWN-IBP': (16,), 'LBP': (1,), 'CROWN': (1, 4), 'train CROWN-IBP': (128,)}}
+    'dm_medium': {'IBP': (64,), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 4), 'train CROWN-IBP': (128,)}}
 PEERS = ('auto_lirpa', 'jax_verify')
 RADII = (.01, .1)
 REPEATS = 3
