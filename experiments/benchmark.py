@@ -117,7 +117,7 @@ def beside(peers: dict[str, str], nets: list[str]) -> None:
         continue
       ratio = f'{figures["cpu"] / ours["cpu"]:.2f}' if 'cpu' in ours else ''
       apart = f'{figures["apart"]:.1e}' if 'apart' in figures else ''
-      print(f'{of}{figures["cpu"]:>10.4f} {ratio:>7} {figures["megabytes"]:>6.0f} {figures["build"]:>8.1f} {apart:>8}',
+      print(f'{of}{figures["cpu"]:>10.3g} {ratio:>7} {figures["megabytes"]:>6.0f} {figures["build"]:>8.1f} {apart:>8}',
             flush=True)
     if FLAGS.out:
       logs.append(pathlib.Path(FLAGS.out), [found])

@@ -16,10 +16,12 @@ import numpy as np
 ROOT = os.fspath(pathlib.Path(__file__).parent.parent)
 # network: method: batch sizes.
 CELLS = {
-    'mlp': {'IBP': (16, 64), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1, 16)},
-    'dm_small': {'IBP': (64,), 'CROWN-IBP': (64,), 'LBP': (1, 16), 'CROWN': (1, 16, 64), 'alpha-CROWN': (1,),
-                 'train CROWN-IBP': (128,)},
-    'dm_medium': {'IBP': (64,), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 4), 'train CROWN-IBP': (128,)}}
+    'mlp': {'network': (16, 64), 'IBP': (16, 64), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 16, 64),
+            'alpha-CROWN': (1, 16)},
+    'dm_small': {'network': (64,), 'IBP': (64,), 'CROWN-IBP': (64,), 'LBP': (1, 16), 'CROWN': (1, 16, 64),
+                 'alpha-CROWN': (1,), 'train CROWN-IBP': (128,)},
+    'dm_medium': {'network': (64,), 'IBP': (64,), 'CROWN-IBP': (16, 64), 'LBP': (1,), 'CROWN': (1, 4),
+                  'train CROWN-IBP': (128,)}}
 PEERS = ('auto_lirpa', 'jax_verify')
 RADII = (.01, .1)
 REPEATS = 3
@@ -37,7 +39,7 @@ class Cell:
 def cells(nets: list[str]) -> list[Cell]:
   """All measurements of some networks."""
   return [Cell(net, method, batch, eps) for net in nets for method, sizes in CELLS[net].items() for batch in sizes
-          for eps in RADII]
+          for eps in (RADII if method != 'network' else (0.,))]
 
 
 @contextlib.contextmanager
@@ -93,7 +95,7 @@ def measure(cell: Cell, peers: dict[str, str]) -> dict[str, Any]:
         found[library]['width'] = float(np.mean(bounds[library][1] - bounds[library][0]))
       if library in peers and 'ibpjax' in bounds:
         a, b = bounds['ibpjax'], bounds[library]
-        scale = np.max(b[1] - b[0]) if b.ndim else np.abs(b)
+        scale = np.max(b[1] - b[0]) if b.ndim and cell.eps else np.max(np.abs(b))
         found[library]['apart'] = float(np.max(np.abs(a - b)) / scale)
     if 'ibpjax' in asks and cell.method == 'CROWN':
       found |= asks['ibpjax'](do='unstable')

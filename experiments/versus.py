@@ -28,7 +28,7 @@ NETS = {
     'dm_medium': ((32, 32, 3), [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)], [512, 512]),
 }
 CLASSES = 10
-METHODS = ('IBP', 'CROWN-IBP', 'LBP', 'CROWN', 'alpha-CROWN', 'train CROWN-IBP')
+METHODS = ('network', 'IBP', 'CROWN-IBP', 'LBP', 'CROWN', 'alpha-CROWN', 'train CROWN-IBP')
 STEPS = 20   # of alpha-CROWN
 
 
@@ -88,7 +88,10 @@ def stepped(loss, params, batch, **options):
 
 
 def ours(net, method, batch, eps):
-  """A function that bounds the logits of a batch (or makes a training step), and the fraction of unstable neurons."""
+  """A function that bounds the logits of a batch (or makes a training step), and the fraction of unstable neurons.
+
+  The method 'network' is the logits themselves, as both ends.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -102,6 +105,7 @@ def ours(net, method, batch, eps):
                                       clip=(-jnp.inf, jnp.inf))[0]
     return stepped(loss, params, batch, compiler_options=training.compiler_options()), None
   transformation = {
+      'network': lambda f: lambda params, box: (f(params, box.lower),) * 2,
       'IBP': ibpjax.ibp, 'LBP': lambda f: ibpjax.lbp(f, lines=ibpjax.adaptive),
       'CROWN-IBP': lambda f: ibpjax.crown(f, intermediate='ibp'), 'CROWN': ibpjax.crown,
       'alpha-CROWN': lambda f: ibpjax.alpha_crown(f, steps=STEPS)}[method]
@@ -119,6 +123,9 @@ def jax_verify(net, method, batch, eps):
   x = jnp.asarray(images(net, batch))
 
   def bounded(f, propagate):
+    if method == 'network':
+      return lambda x: (f(x),) * 2
+
     def one(x):
       found = propagate(f, library.IntervalBound(x - eps, x + eps))
       return found.lower, found.upper
@@ -135,10 +142,10 @@ def jax_verify(net, method, batch, eps):
         return jax.nn.logsumexp(jnp.concatenate([jnp.zeros(1), -lower]))
       return jax.vmap(one)(x, y).mean()
     return stepped(loss, params, batch), None
-  name = {'IBP': 'interval', 'LBP': 'forward_crown', 'CROWN-IBP': 'crownibp', 'CROWN': 'backward_crown'}.get(method)
-  if name is None:
+  names = {'IBP': 'interval', 'LBP': 'forward_crown', 'CROWN-IBP': 'crownibp', 'CROWN': 'backward_crown'}
+  if method not in ('network', *names):
     raise ValueError(f'no {method}')
-  propagate = getattr(library, f'{name}_bound_propagation')
+  propagate = method in names and getattr(library, f'{names[method]}_bound_propagation')
 
   def bounds(params, x):
     return jax.vmap(bounded(lambda x: f(params, x), propagate))(x)
@@ -204,6 +211,8 @@ def auto_lirpa(net, method, batch, eps):
 
   def bounds():
     with torch.no_grad():
+      if method == 'network':
+        return (model(x),) * 2
       return model.compute_bounds(x=(box,), method=name)
   return bounds, None
 
