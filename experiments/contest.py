@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -57,11 +58,14 @@ def contender(python: str, library: str) -> Iterator[Any]:
         process.stdin.flush()
         return json.loads(process.stdout.readline())
       except (BrokenPipeError, json.JSONDecodeError):
-        process.kill()
-        process.wait()
-        said.seek(0)
-        last = said.read().strip().splitlines()[-1:]
-        raise RuntimeError(f'{library} in {python} failed: {"".join(last)}') from None
+        with contextlib.suppress(BrokenPipeError):
+          process.stdin.close()
+        if (ended := process.wait()) < 0:
+          why = f'ended by {signal.Signals(-ended).name} (no memory left?)'
+        else:
+          said.seek(0)
+          why = ''.join(said.read().strip().splitlines()[-1:])
+        raise RuntimeError(f'{library} in {python} failed: {why}') from None
     try:
       yield ask
     finally:

@@ -19,7 +19,7 @@ from ibpjax.elementwise import row as rule_of
 from ibpjax.errors import Errors
 from ibpjax.ibp import Forward, precise
 from ibpjax.interval import Intermediates, Interval, common, is_set
-from ibpjax.lines import Lines, Steered
+from ibpjax.lines import Lines, Steered, with_gradient_of
 from ibpjax.program import Equation, Program, Value
 from ibpjax.rows import Passage, Walk
 from ibpjax.univariate import Univariate
@@ -122,19 +122,7 @@ def _tightest(last: Interval, best: Interval) -> Interval:
   x = common(last, best)
   if x.dtype == jnp.bool_:
     return x
-  return Interval(_with_gradient_of(last.lower, x.lower), _with_gradient_of(last.upper, x.upper))
-
-
-@jax.custom_jvp
-def _with_gradient_of(x: Any, value: Any) -> Any:
-  """`value` to the last bit, with the derivative of `x`."""
-  del x
-  return value
-
-
-@_with_gradient_of.defjvp
-def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-  return primals[1], tangents[0]
+  return Interval(with_gradient_of(last.lower, x.lower), with_gradient_of(last.upper, x.upper))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 from ibpjax.affine import centre_radius
 from ibpjax.functions import TABLE
 from ibpjax.interval import Interval
-from ibpjax.lines import Lines, Steered
+from ibpjax.lines import Lines, Steered, with_gradient_of
 from ibpjax.pinned import pin
 from ibpjax.program import Equation, rebind, unsupported
 from ibpjax.rule import Elementwise, kinks
@@ -145,12 +145,19 @@ def best_lines(x: Interval, at: tuple[Any, ...], lines: Lines,
     tilted: k -> the range of f(v) - k v over the box.
   """
   if isinstance(lines, Steered) and lines.shares is not None:
-    (below,), (above,) = _finite_lists(lines.slopes(at, tilted), x)
-  else:
-    below, above = _least_area(x, lines(*at), tilted)
-    if isinstance(lines, Steered):
-      lines.begin((below, above), at, tilted)
-  below, above = pin((below, above))
+    exact, beside = ([k for k, in _finite_lists(ks, x)] for ks in lines.slopes(at, tilted))
+    (below, low), (above, high) = _supporting(pin(exact), tilted)
+    (_, least), (_, most) = _supporting(beside, tilted)
+    return (below, with_gradient_of(least, low)), (above, with_gradient_of(most, high))
+  below, above = _least_area(x, lines(*at), tilted)
+  if isinstance(lines, Steered):
+    lines.begin((below, above), at, tilted)
+  return _supporting(pin((below, above)), tilted)
+
+
+def _supporting(slopes: Sequence[Any], tilted: Callable[[Any], Interval]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+  """Slopes with the intercepts that make them lines below and above."""
+  below, above = slopes
   return (below, tilted(below).lower), (above, tilted(above).upper)
 
 

@@ -103,15 +103,21 @@ class Steered:
     below, above = (jnp.clip(jnp.where(f, (k - least) / safe, 0), 0, 1) for f, k in zip(free, chosen))
     self.starts.append((below, above))
 
-  def slopes(self, at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """The slopes below and above that the shares say. The arguments are those of `begin`."""
+  def slopes(self, at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """The slopes below and above that the shares say, and beside them some whose intercepts have a derivative.
+
+    The least and the greatest slope have none: their lines touch the function in two points. The arguments are
+    those of `begin`.
+    """
     assert self.shares is not None
     shares = self.shares[len(self.starts)]
     self.starts.append(shares)
     c, least, way, free = _room(at, tilted)
-    # At either end a line touches in two points, and the derivative of its intercept is undefined.
-    below, above = (jnp.where(f, least + (1e-3 + .998 * t) * way, c) for f, t in zip(free, shares))
-    return below, above
+
+    def moved(shares):
+      below, above = (jnp.where(f, least + t * way, c) for f, t in zip(free, shares))
+      return below, above
+    return moved(shares), moved([with_gradient_of(t, jnp.clip(t, 1e-3, .999)) for t in shares])
 
 
 def _room(at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> tuple[Any, Any, Any, list[Any]]:
@@ -126,3 +132,15 @@ def _room(at: tuple[Any, ...], tilted: Callable[[Any], Any]) -> tuple[Any, Any, 
   least, way = (lax.stop_gradient(jnp.where(known, k, 0)) for k in (least, greatest - least))
   left, end = tilted(c), fn(l) - c * l
   return c, least, way, [gap > 1e-4 * way * (u - l) for gap in (end - left.lower, left.upper - end)]
+
+
+@jax.custom_jvp
+def with_gradient_of(x: Any, value: Any) -> Any:
+  """`value` to the last bit, with the derivative of `x`."""
+  del x
+  return value
+
+
+@with_gradient_of.defjvp
+def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+  return primals[1], tangents[0]

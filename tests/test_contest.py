@@ -18,6 +18,14 @@ def test_a_library_that_is_absent_is_reported_and_ours_is_measured():
   assert 'apart' not in ours
 
 
+def test_a_library_that_is_killed_is_reported(tmp_path):
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\nkill -9 $$\n')
+  python.chmod(0o755)
+  with contest.contender(str(python), 'auto_lirpa') as ask, pytest.raises(RuntimeError, match='ended by SIGKILL'):
+    ask(do='build')
+
+
 @pytest.mark.parametrize('method', versus.METHODS)
 def test_every_method_of_ours_runs(method, tmp_path):
   requests = [dict(do='build', net='mlp', method=method, batch=2, eps=.01, out=str(tmp_path / 'out.npy')),
