@@ -64,9 +64,12 @@ def sum_over(f: Callable[[Any], Any], rows: Any, width: int) -> Any:
     return f(rows)
   chunk = next((size for size in range(most, most // 2, -1) if n % size == 0), most)
   count, rest = divmod(n, chunk)
-  parts = jax.tree.map(lambda x: x[:n - rest].reshape(count, chunk, *x.shape[1:]), rows)
   last = f(jax.tree.map(lambda x: x[n - rest:], rows))
-  return lax.scan(lambda total, part: (total + f(part), None), last, parts)[0]
+
+  # Cut within: what goes into a loop in parts is a copy, and XLA computes it anew from what the rows are made of.
+  def add(i, total):
+    return total + f(jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i * chunk, chunk), rows))
+  return lax.fori_loop(0, count, add, last)
 
 
 def _dealt(axis: str, f: Callable[[Any], Any], rows: Any, width: int, chunk: int | None, needed: Any) -> Any:

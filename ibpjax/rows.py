@@ -19,6 +19,7 @@ from ibpjax import affine, windows
 from ibpjax.chunks import over_rows
 from ibpjax.errors import Errors
 from ibpjax.interval import Interval, LpBall, pytree
+from ibpjax.pinned import pin
 from ibpjax.program import Equation, Program, Value
 from ibpjax.rounding import gamma, magnitude
 from ibpjax.windows import Span, Window
@@ -235,7 +236,8 @@ class Walk:
 
   def concretise(self, at: Functional) -> Interval:
     """The range of a functional of the ends of a walk."""
-    ends, centre = at.rows, at.offset
+    # Pinned, or XLA adds up all offsets anew wherever the gradient of a row is wanted, for each element of it.
+    ends, centre = at.rows, pin(at.offset)
     radius = jnp.zeros_like(centre)
     for i, a in ends.items():
       c, r = concretise(a, self.balls.get(i, self.env[i]))

@@ -27,6 +27,7 @@ from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 from ibpjax.training.regularizers import LEAST_RADIUS, Regularizer
 
 Objective = Callable[..., tuple[Any, dict[str, Any]]]
+_ROOM = 1 << 19  # elements of all rows of an example, wherever these are widest
 
 
 def margins_of(f: Callable) -> Callable:
@@ -105,9 +106,11 @@ def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
   one = margins_of(f)
 
   def linear(params, box, label, bounds, inside):
-    del bounds
-    given = inside if intermediate == 'ibp' else intermediate
-    return crown(one, intermediate=given, lines=lines)(params, box, label).lower
+    given, rows = inside if intermediate == 'ibp' else intermediate, bounds.lower.size
+    widest = max((x.lower.size for x in inside.bounds.values()), default=1)
+    # All rows at a time, if they have room: of several chunks gradients compute each anew.
+    chunk = rows if rows * widest <= _ROOM else None
+    return crown(one, intermediate=given, lines=lines, chunk=chunk)(params, box, label).lower
 
   lower, weight = _mixed(one, linear, params, linf_ball(images, eps, *clip), labels, eps, beta, lambda b: b.lower)
   return robust_loss(lower), dict(verified_error=unverified(lower), beta=weight)
