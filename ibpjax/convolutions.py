@@ -103,7 +103,8 @@ def _by_kernel(x, row, window, padding, precision):
   """The derivative by the kernel: one product of matrices, over all examples and places.
 
   The rows of one hold what the window sees along the axes of space but the first, those of the other the row at all
-  its places along the first. As a convolution, examples and channels exchanged, it takes ten times as long.
+  its places along the first; or, where these are fewer, all that the window sees, and the row. As a convolution,
+  examples and channels exchanged, it takes ten times as long.
   """
   n = len(window)
   around = _around(window, padding)
@@ -111,21 +112,30 @@ def _by_kernel(x, row, window, padding, precision):
     # with the roles exchanged there is less padding, of which the products are 0
     other = _by_kernel(row, x, window, around, precision)
     return jnp.swapaxes(lax.rev(other, tuple(range(n))), n, n + 1)
-  space, first, beside = row.shape[2:-1], window[0], [(0, 0, 0)] * (n - 1)
+  (space, first), (into, out) = (row.shape[2:-1], window[0]), (x.shape[-1], row.shape[-1])
+  whole = math.prod(window) * into <= math.prod(window[1:]) * into + first * out  # few channels: all taps are cheaper
 
   def product(arrays):
     x, row = arrays
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
-    seen = jnp.stack([x[:, :, *(slice(i, i + m) for i, m in zip(at, space))] for at in np.ndindex(*window[1:])], -2)
-    moved = jnp.stack([lax.pad(row, jnp.zeros((), row.dtype), [(0, 0, 0), (i, first - 1 - i, 0), *beside, (0, 0, 0)])
+    if whole:
+      seen = _taps(x, window, row.shape[1:-1])
+    else:
+      seen = _taps(x, (1, *window[1:]), (x.shape[1], *space))
+      row = jnp.stack([lax.pad(row, jnp.zeros((), row.dtype), [(0, 0, 0), (i, first - 1 - i, 0), *[(0, 0, 0)] * n])
                        for i in range(first)], -2)
-    return lax.dot_general(seen.reshape(-1, seen.shape[-2] * seen.shape[-1]),
-                           moved.reshape(-1, moved.shape[-2] * moved.shape[-1]), (((0,), (0,)), ((), ())),
+    return lax.dot_general(seen.reshape(-1, columns), row.reshape(-1, beside), (((0,), (0,)), ((), ())),
                            precision=precision)
-  places = (row.shape[1] + first - 1) * math.prod(space)
-  found = sum_over(product, (x, row), places * (math.prod(window[1:]) * x.shape[-1] + first * row.shape[-1]))
-  found = found.reshape(*window[1:], x.shape[-1], first, row.shape[-1])
-  return jnp.moveaxis(found, -2, 0)
+  columns, beside = (math.prod(window) * into, out) if whole else (math.prod(window[1:]) * into, first * out)
+  found = sum_over(product, (x, row), (row.shape[1] + first - 1) * math.prod(space) * (columns + beside))
+  if whole:
+    return found.reshape(*window, into, out)
+  return jnp.moveaxis(found.reshape(*window[1:], into, first, out), -2, 0)
+
+
+def _taps(x, window, size):
+  """What each place of `size` sees of an image: (batch, *size, taps, channels)."""
+  return jnp.stack([x[:, *(slice(i, i + m) for i, m in zip(at, size))] for at in np.ndindex(*window)], -2)
 
 
 def _batch(args, dims, **params):
