@@ -112,30 +112,22 @@ def _by_kernel(x, row, window, padding, precision):
     # with the roles exchanged there is less padding, of which the products are 0
     other = _by_kernel(row, x, window, around, precision)
     return jnp.swapaxes(lax.rev(other, tuple(range(n))), n, n + 1)
-  (space, first), (into, out) = (row.shape[2:-1], window[0]), (x.shape[-1], row.shape[-1])
-  whole = math.prod(window) * into <= math.prod(window[1:]) * into + first * out  # few channels: all taps are cheaper
+  (first, *others), into, out = window, x.shape[-1], row.shape[-1]
+  few = math.prod(window) * into <= math.prod(others) * into + first * out
+  moves = 1 if few else first  # of the row, along the first axis; the window sees what is left
+  taps, size = (first // moves, *others), (row.shape[1] + moves - 1, *row.shape[2:-1])
+  columns, beside = math.prod(taps) * into, moves * out
 
   def product(arrays):
     x, row = arrays
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
-    if whole:
-      seen = _taps(x, window, row.shape[1:-1])
-    else:
-      seen = _taps(x, (1, *window[1:]), (x.shape[1], *space))
-      row = jnp.stack([lax.pad(row, jnp.zeros((), row.dtype), [(0, 0, 0), (i, first - 1 - i, 0), *[(0, 0, 0)] * n])
-                       for i in range(first)], -2)
-    return lax.dot_general(seen.reshape(-1, columns), row.reshape(-1, beside), (((0,), (0,)), ((), ())),
+    seen = jnp.stack([x[:, *(slice(i, i + m) for i, m in zip(at, size))] for at in np.ndindex(*taps)], -2)
+    moved = jnp.stack([lax.pad(row, jnp.zeros((), row.dtype), [(0, 0, 0), (i, moves - 1 - i, 0), *[(0, 0, 0)] * n])
+                       for i in range(moves)], -2)
+    return lax.dot_general(seen.reshape(-1, columns), moved.reshape(-1, beside), (((0,), (0,)), ((), ())),
                            precision=precision)
-  columns, beside = (math.prod(window) * into, out) if whole else (math.prod(window[1:]) * into, first * out)
-  found = sum_over(product, (x, row), (row.shape[1] + first - 1) * math.prod(space) * (columns + beside))
-  if whole:
-    return found.reshape(*window, into, out)
-  return jnp.moveaxis(found.reshape(*window[1:], into, first, out), -2, 0)
-
-
-def _taps(x, window, size):
-  """What each place of `size` sees of an image: (batch, *size, taps, channels)."""
-  return jnp.stack([x[:, *(slice(i, i + m) for i, m in zip(at, size))] for at in np.ndindex(*window)], -2)
+  found = sum_over(product, (x, row), math.prod(size) * (columns + beside))
+  return jnp.moveaxis(found.reshape(*taps, into, moves, out), -2, 0).reshape(*window, into, out)
 
 
 def _batch(args, dims, **params):
