@@ -123,9 +123,6 @@ def jax_verify(net, method, batch, eps):
   x = jnp.asarray(images(net, batch))
 
   def bounded(f, propagate):
-    if method == 'network':
-      return lambda x: (f(x),) * 2
-
     def one(x):
       found = propagate(f, library.IntervalBound(x - eps, x + eps))
       return found.lower, found.upper
@@ -142,15 +139,19 @@ def jax_verify(net, method, batch, eps):
         return jax.nn.logsumexp(jnp.concatenate([jnp.zeros(1), -lower]))
       return jax.vmap(one)(x, y).mean()
     return stepped(loss, params, batch), None
-  names = {'IBP': 'interval', 'LBP': 'forward_crown', 'CROWN-IBP': 'crownibp', 'CROWN': 'backward_crown'}
-  propagate: Any = getattr(library, f'{names[method]}_bound_propagation') if method in names else None
-  if method == 'alpha-CROWN':
+  propagate: Any
+  if method == 'network':
+    propagate = lambda f, box: library.IntervalBound(*(f(box.lower),) * 2)
+  elif method == 'alpha-CROWN':
     import optax
     from jax_verify.src import bound_propagation
     from jax_verify.src.linear import backward_crown, linear_relaxations
     optimised = backward_crown.JointOptimizationConcretizationAlgorithm(
         linear_relaxations.parameterized_relaxer, optax.adam(.1), STEPS)
     propagate = lambda f, box: bound_propagation.bound_propagation(optimised, f, box)[0]
+  else:
+    name = {'IBP': 'interval', 'LBP': 'forward_crown', 'CROWN-IBP': 'crownibp', 'CROWN': 'backward_crown'}[method]
+    propagate = getattr(library, f'{name}_bound_propagation')
 
   def bounds(params, x):
     return jax.vmap(bounded(lambda x: f(params, x), propagate))(x)
