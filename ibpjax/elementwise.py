@@ -158,7 +158,8 @@ def best_lines(x: Interval, at: tuple[Any, ...], lines: Lines,
 def _supporting(slopes: Sequence[Any], tilted: Callable[[Any], Interval]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
   """Slopes with the intercepts that make them lines below and above."""
   below, above = slopes
-  return (below, tilted(below).lower), (above, tilted(above).upper)
+  low, high = pin((tilted(below).lower, tilted(above).upper))
+  return (below, low), (above, high)
 
 
 def _least_area(x: Interval, slopes: tuple[Any, Any], tilted: Callable[[Any], Interval]) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax import affine
+from ibpjax.branchless import choose
 from ibpjax.interval import Interval, is_set
 from ibpjax.program import rebind, trace
 from ibpjax.reductions import times
@@ -39,7 +40,7 @@ class Planes:
     """A lower bound of `<rows[0], result>`: rows on the perturbed operands, and an offset."""
     row, = rows
     up = row > 0
-    return self.pull(row, up), affine.dot(row, jnp.where(up, self.low, self.high))
+    return self.pull(row, up), affine.dot(row, choose(up, self.low, self.high))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Slopes(Planes):
     return Slopes(*jax.tree.map(cut, (self.low, self.high, self.below, self.above)))
 
   def pull(self, row: Any, up: Any) -> list[Any]:
-    return [row * jnp.where(up, b, a) for b, a in zip(self.below, self.above)]
+    return [row * choose(up, b, a) for b, a in zip(self.below, self.above)]
 
   def push(self, xs: Sequence[Interval]) -> Interval:
     def least(slopes, lower, upper):
