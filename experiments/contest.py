@@ -1,4 +1,5 @@
 """Libraries bound the same networks in turn, each in its own process: times, memory, how equal bounds are."""
+import collections
 import contextlib
 import dataclasses
 import json
@@ -9,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +27,7 @@ CELLS = {
                   'train CROWN-IBP': (128,)}}
 PEERS = ('auto_lirpa', 'jax_verify')
 RADII = (.01, .1)
-REPEATS = 3
+ROUNDS, SECONDS = (3, 15), 10.  # the fewest and the most; no more begin after so many seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ def contender(python: str, library: str) -> Iterator[Any]:
 
 
 def measure(cell: Cell, peers: dict[str, str]) -> dict[str, Any]:
-  """Medians of ours and its peers, in turn; `apart`: the greatest distance of their bounds beside the greatest width.
+  """Medians of ours and its peers, in rounds; `apart`: the greatest distance of their bounds beside the greatest width.
 
   A library that fails has no figures, but the reason in its place.
 
@@ -83,7 +85,7 @@ def measure(cell: Cell, peers: dict[str, str]) -> dict[str, Any]:
   """
   found: dict[str, Any] = dataclasses.asdict(cell)
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-    asks, bounds = {}, {}
+    asks, bounds, times = {}, {}, collections.defaultdict(list)
     for library, python in dict(ibpjax=sys.executable, **peers).items():
       ask, out = stack.enter_context(contender(python, library)), f'{folder}/{library}.npy'
       try:
@@ -91,10 +93,19 @@ def measure(cell: Cell, peers: dict[str, str]) -> dict[str, Any]:
         asks[library], bounds[library] = ask, np.load(out)
       except RuntimeError as error:
         found[library] = dict(failed=str(error))
-    times = [{library: ask(do='run') for library, ask in asks.items()} for _ in range(REPEATS)]
+    start = time.monotonic()
+    for done in range(ROUNDS[1]):
+      if done >= ROUNDS[0] and time.monotonic() - start > SECONDS:
+        break
+      for library, ask in list(asks.items()):
+        try:
+          times[library].append(ask(do='run'))
+        except RuntimeError as error:
+          found[library] = dict(failed=str(error))
+          del asks[library]
     for library in asks:
-      found[library] |= {k: statistics.median(t[library][k] for t in times) for k in ('wall', 'cpu')}
-      found[library]['megabytes'] = max(t[library]['megabytes'] for t in times)
+      found[library] |= {k: statistics.median(t[k] for t in times[library]) for k in ('wall', 'cpu')}
+      found[library]['megabytes'] = max(t['megabytes'] for t in times[library])
       if bounds[library].ndim:
         found[library]['width'] = float(np.mean(bounds[library][1] - bounds[library][0]))
       if library in peers and 'ibpjax' in bounds:

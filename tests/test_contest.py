@@ -26,6 +26,15 @@ def test_a_library_that_is_killed_is_reported(tmp_path):
     ask(do='build')
 
 
+def test_a_library_that_is_killed_in_a_later_round_is_reported(tmp_path):
+  python = tmp_path / 'python'  # a peer whose bounds are those of ours, and that answers once
+  python.write_text(f'#!/bin/sh\nhead -n 1 | {sys.executable} -m experiments.versus ibpjax\nkill -9 $$\n')
+  python.chmod(0o755)
+  found = contest.measure(contest.Cell('mlp', 'IBP', 2, .01), dict(auto_lirpa=str(python)))
+  assert 'ended by SIGKILL' in found['auto_lirpa']['failed']
+  assert found['ibpjax']['cpu'] > 0
+
+
 @pytest.mark.parametrize('method', versus.METHODS)
 def test_every_method_of_ours_runs(method, tmp_path):
   requests = [dict(do='build', net='mlp', method=method, batch=2, eps=.01, out=str(tmp_path / 'out.npy')),
