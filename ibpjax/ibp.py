@@ -18,6 +18,7 @@ from ibpjax.exact import Exact
 from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, common, is_set, validated
 from ibpjax.lines import Lines
 from ibpjax.patterns import grouped
+from ibpjax.pinned import pin_cotangents
 from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value, rebind, source_line, trace
 from ibpjax.rows import Walk
@@ -58,7 +59,7 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
     with precise(round_outward):
       args, kwargs = validated(args, kwargs)
       program, inputs, out_tree = opened(f, args, kwargs)
-      forward = Forward(program, inputs, intermediate, round_outward)
+      forward = Forward(program, inputs, intermediate, round_outward, returned=intermediates)
       result = jax.tree.unflatten(out_tree, [forward.output(v, elide) for v in program.outputs])
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
@@ -81,16 +82,18 @@ class Forward:
   Attributes:
     env: value id -> Interval for perturbed values, array for known ones.
     wanted: value id -> the nonlinear equation that first acts on the value.
+    returned: whether `intermediates` are the caller's: what their derivatives are multiplied by is then computed once.
     exact: the values whose boxes are their exact ranges; none if inputs are related, by what is known outside.
     masked: the values in which an end that is infinite on the other side is no overflow but a known element.
   """
 
   def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
                round_outward: bool = False, tighten: Callable[[Forward, Value], Interval] | None = None,
-               related: bool = False, intersect: bool = False):
+               related: bool = False, intersect: bool = False, returned: bool = False):
     self.program = program
     self.round_outward = round_outward
     self.intersect = intersect
+    self.returned = returned
     self.tighten = tighten
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
     hull = rounding.rounded_hull if round_outward else lambda ball: ball.hull
@@ -127,6 +130,8 @@ class Forward:
           env[v.id] = self._met(v, self.tightened(v, self.tighten(self, v)))
         elif v.id in self.near_balls and v.id not in self.walk.balls:
           env[v.id] = self._by_rows(v)
+        if self.returned:
+          env[v.id] = pin_cotangents(env[v.id])
     operands = [env[v.id] for v in eqn.inputs]
     masks = (eqn.key in _PLACING and not all(perturbed)) or (
         eqn.key in _PLACING | _MOVING and any(v.id in self.masked for v in eqn.inputs))
