@@ -111,24 +111,6 @@ def test_below_the_least_radius_the_loss_is_the_natural_one_and_the_penalty_has_
     assert 0 < float(metrics['tightness']) < 1
 
 
-def test_where_its_weight_is_0_the_penalty_is_left_out_and_gradients_are_those_without_it():
-  def step(eps, **options):
-    def loss(model):
-      value, metrics = outcome(model, eps, **options)
-      return value + metrics.get('penalty', 0.), metrics
-    gradient, metrics = nnx.grad(loss, has_aux=True)(small())
-    return jax.tree.leaves(gradient), metrics
-  (without, metrics), (plain, _), (with_it, more) = (
-      step(.1, regularizer=regularizer()), step(.1), step(.09, regularizer=regularizer()))
-  assert [float(metrics[name]) for name in ('penalty', 'tightness', 'balance')] == [0, 0, 0]
-  assert float(metrics['active']) > 0
-  assert float(more['tightness']) > 0
-  for a, b in zip(without, plain, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-  below, _ = step(.09)
-  assert max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(with_it, below, strict=True)) > 1e-3
-
-
 def test_the_scale_of_the_input_is_taken_after_normalisation():
   tight = [float(outcome(small(), .05, regularizer=regularizer(std=std))[1]['tightness']) for std in (1., .25)]
   assert tight[1] < tight[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -97,16 +96,11 @@ def warm_up_regularizer(bounds: Sequence[Interval], box: Interval, eps: Any, *, 
     std: what the first layer divides pixels by, broadcast to the images: the radius of the input is the one after it.
     axis_name: as in `tightness`.
 
-  While the weight is 0, tightness and balance are not computed, and 0.
-
   Metrics: tightness, balance; active and inactive, the mean fractions of such neurons over layers.
   Source: Shi et al. 2021, section 3.3.
   """
-  def computed(bounds, box):
-    return tightness(bounds, _mean(box.radius / std, axis_name), tau, axis_name), balance(bounds, tau, axis_name)
-  given = tuple(bounds), box
-  left_out = jax.tree.map(jnp.zeros_like, jax.eval_shape(computed, *given))
-  tight, balanced = lax.cond(weight(eps) > 0, jax.checkpoint(computed), lambda *_: left_out, *given)
+  tight = tightness(bounds, _mean(box.radius / std, axis_name), tau, axis_name)
+  balanced = balance(bounds, tau, axis_name)
   fractions = [[jnp.mean(b.lower > 0), jnp.mean(b.upper < 0)] for b in bounds]
   active, inactive = (sum(column) / len(bounds) for column in zip(*fractions))
   metrics = dict(tightness=tight, balance=balanced, active=active, inactive=inactive)
