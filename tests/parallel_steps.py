@@ -28,8 +28,7 @@ def models(name):
 
 
 def options(name, axis_name=None):
-  regularizer = functools.partial(training.warm_up_regularizer, weight=lambda eps: .5 * (1 - eps / .1),
-                                  axis_name=axis_name)
+  regularizer = functools.partial(training.warm_up_regularizer, weight=lambda eps: .5, axis_name=axis_name)
   objective = {'ibp': training.ibp_objective, 'emma': training.lipschitz_objective,
                'crown-ibp': functools.partial(training.crown_objective, beta=lambda eps: .5),
                'shi': functools.partial(training.ibp_objective, regularizer=regularizer)}[name]
