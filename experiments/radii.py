@@ -37,7 +37,7 @@ class Radii:
     self.f, self.params, self.attacks, self.batch_size = f, params, attacks, batch_size
     self.logits = jax.jit(jax.vmap(f, (None, 0)))
     with jax.enable_x64(True):
-      self.wide = jax.tree.map(_wide, params)
+      self.wide = jax.tree.map(wide, params)
       self.bound = ibpjax.lipschitz(f)(self.wide, jnp.zeros(shape, jnp.float64))
     self.keys = jax.jit(jax.vmap(lambda index, eps, attack: example_key(seed, eps, index, attack), (0, None, None)))
 
@@ -51,8 +51,8 @@ class Radii:
     x, y, at = jnp.asarray(images[which]), labels[which], indices[which]
     with jax.default_matmul_precision('highest'):
       with jax.enable_x64(True):
-        exact = np.asarray(self.logits(self.wide, _wide(x)))
-        errors = logit_errors(self.f, self.wide, _wide(x), exact)
+        exact = np.asarray(self.logits(self.wide, wide(x)))
+        errors = logit_errors(self.f, self.wide, wide(x), exact)
       radii = lipschitz_radii(exact, y, self.bound, error=errors)
       logits = np.asarray(self.logits(self.params, x))
       others = np.where(np.arange(logits.shape[1]) == y[:, None], -np.inf, logits)
@@ -72,7 +72,7 @@ class Radii:
                  method='lipschitz' if verified[i] else None) for i in range(n)]
 
 
-def _wide(x: Any) -> Any:
+def wide(x: Any) -> Any:
   """Floats in float64, all else as it is."""
   return jnp.asarray(x, jnp.float64) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
 

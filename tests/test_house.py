@@ -175,6 +175,14 @@ def test_lipschitz_networks_end_to_end(tmp_path):
   assert compared.returncode == 0, compared.stderr
   for name in ('report/radii.png', 'report/rotation.png', 'report/tightness.png', 'run/radii.png', 'run/curves.png'):
     assert (tmp_path / name).read_bytes().startswith(b'\x89PNG')
+  norms = run('experiments.norms', f'--run={out}')
+  assert norms.returncode == 0, norms.stderr
+  *bounds, few, many = ([cell.strip() for cell in line.split('|')[1:-1]]
+                        for line in (out / 'norms.md').read_text().splitlines()[2:])
+  assert [row[1] for row in (*bounds[-2:], few, many)] == ['probabilistic', 'upper', 'lower', 'lower']
+  assert all(float(few[2]) <= float(many[2]) * (1 + 1e-6) <= float(row[2]) * (1 + 2e-6) for row in bounds)
+  assert all(float(row[4]) >= float(row[5]) for row in bounds)  # VRA at the two radii
+  assert float(bounds[-1][5]) == pytest.approx(100 - last['test_verified_error'], abs=.5)
   refused = run('experiments.certify', f'--run={out}', '--methods=ibp,lipschitz')
   assert 'lipschitz alone' in refused.stdout + refused.stderr
 
@@ -200,6 +208,8 @@ def test_measurements_run(command):
     (('experiments.train', '--model=mlp', '--depth=3'), '--depth is an option of liresnet, not of mlp'),
     (('experiments.certify', '--audit=3'), '--audit is of Lipschitz bounds'),
     (('experiments.lipschitz',), '--runs is empty'),
+    (('experiments.norms',), '--run is empty'),
+    (('experiments.norms', '--run=nowhere'), 'is not the folder of a run'),
     (('experiments.lipschitz', '--runs=nowhere'), 'is not the folder of a run'),
     (('experiments.train', '--dataset=mnist', '--data_dir=/nowhere'), 'does not hold mnist'),
     (('experiments.train', '--model=dm_small', '--hidden=3'), '--hidden is an option of mlp, not of dm_small'),
