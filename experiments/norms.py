@@ -55,14 +55,17 @@ def methods(seed: int) -> dict[str, Callable[[Convolution], NormBound]]:
       'the default': spectral_convolutions.certified}
 
 
+def _norm(convolution: Convolution, by: Callable[[Convolution], NormBound]) -> NormBound:
+  return spectral_convolutions.by_patches(convolution) if convolution.apart else by(convolution)
+
+
 def found_by(f: Callable, params: Any, x: Any, seed: int) -> list[tuple[str, str, float, np.ndarray, float]]:
   """(method, kind, bound, pairs, seconds) of each method that is affordable, and of power iteration."""
   rows = []
   for name, method in methods(seed).items():
     begin = time.perf_counter()
     try:
-      bound = ibpjax.lipschitz(f, norm=lambda c, by=method: spectral_convolutions.by_patches(c) if c.apart else by(c))(
-          params, x)
+      bound = ibpjax.lipschitz(f, norm=functools.partial(_norm, by=method))(params, x)
     except ValueError as error:
       print(f'{name}: {error}')
       continue

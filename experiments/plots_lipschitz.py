@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from experiments.plots import finish, plt  # the backend is chosen there
+from ibpjax.verification.report import radius_text
 
 
 def radii(path: pathlib.Path, runs: dict[str, Sequence[float]], attacked: Sequence[dict[str, Any]] = ()) -> None:
@@ -19,10 +20,9 @@ def radii(path: pathlib.Path, runs: dict[str, Sequence[float]], attacked: Sequen
   """
   figure, axis = plt.subplots(figsize=(6.4, 3.8), layout='constrained')
   for name, found in runs.items():
-    ordered = np.sort(np.minimum(found, 1e9))
-    above = 100 * (1 - np.arange(1, len(ordered) + 1) / len(ordered))
-    axis.step([0., *ordered], [100 * np.mean(ordered > 0), *above], where='post', linewidth=1.4,
-              label=f'{name}, certified' if attacked else name)
+    ordered = np.sort([r for r in np.minimum(found, 1e9) if r > 0])
+    above = 100 * np.arange(len(ordered), -1, -1) / len(found)
+    axis.step([0., *ordered], above, where='post', linewidth=1.4, label=f'{name}, certified' if attacked else name)
   if attacked:
     axis.plot([r['eps'] for r in attacked], [100 - r['attacked_error'] for r in attacked], 'kv', markersize=5,
               label='under attack')
@@ -53,7 +53,7 @@ def tightness(path: pathlib.Path, audits: dict[str, dict[str, Any]]) -> None:
   for place, found in zip(places, audits.values()):
     axis.annotate(f'{found["bound"] / found["reached"]:.2f}', (place, found['bound']), ha='center', va='bottom',
                   fontsize=8, xytext=(0, 2), textcoords='offset points')
-  axis.set(yscale='log', ylabel='Lipschitz constant', title='above: bound / reached')
+  axis.set(ylabel='Lipschitz constant', title='above: bound / reached')
   axis.set_xticks(places, list(audits), rotation=20, ha='right')
   finish(figure, axis, path)
 
@@ -66,10 +66,12 @@ def depth(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     rows: with block, depth, eps and verified, in per cent.
   """
   figure, axis = plt.subplots(figsize=(6.4, 3.8), layout='constrained')
+  blocks, balls = (list(dict.fromkeys(row[key] for row in rows)) for key in ('block', 'eps'))
   for block, eps in dict.fromkeys((row['block'], row['eps']) for row in rows):
     mine = sorted((row for row in rows if (row['block'], row['eps']) == (block, eps)), key=lambda row: row['depth'])
     axis.plot([row['depth'] for row in mine], [row['verified'] for row in mine], marker='o', markersize=3,
-              label=f'{block}, radius {eps:g}')
-  axis.set(xlabel='blocks', ylabel='verified accuracy [%]', ylim=(0, 102))
+              color=f'C{balls.index(eps)}', linestyle=('-', '--', ':', '-.')[blocks.index(block)],
+              label=f'{block}, radius {radius_text(eps)}')
+  axis.set(xlabel='blocks', ylabel='verified accuracy [%]')
   axis.xaxis.set_major_locator(MaxNLocator(integer=True))
   finish(figure, axis, path)

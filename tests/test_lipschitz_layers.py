@@ -40,6 +40,34 @@ def test_what_they_rearrange():
     nn.space_to_depth(jnp.zeros((1, 3, 4, 1)))
 
 
+@pytest.mark.parametrize(('size', 'shape'), [(2, (1, 4, 6, 3)), (3, (2, 6, 3, 2))])
+def test_norm_pooling_lengthens_nothing_and_keeps_lengths(size, shape):
+  rng = np.random.default_rng(0)
+  pool = lambda x: nn.l2_pool(x, size)
+  x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  y = np.asarray(pool(x))
+  n, h, w, c = shape
+  assert y.shape == (n, h // size, w // size, c)
+  assert y[0, 1, 0, 1] == pytest.approx(np.linalg.norm(x[0, size:2 * size, :size, 1]), rel=1e-6)
+  assert np.linalg.norm(y) == pytest.approx(np.linalg.norm(x), rel=1e-6)
+  assert lipschitz(pool)(x).value == pytest.approx(1, rel=1e-5)
+  assert lipschitz(lambda x: 3 * pool(2 * x))(x).value == pytest.approx(6, rel=1e-5)
+  pull = jax.jit(jax.jacobian(pool))
+  for point in (x, 1e-3 * x, 0 * x, x.at[0, :size, :size].set(0)):
+    norms = np.linalg.svd(np.asarray(pull(point)).reshape(y.size, x.size), compute_uv=False)
+    assert np.isfinite(norms).all()
+    assert norms.max() <= 1 + 1e-5
+    assert norms.max() > .99 or not point.any()
+  box = linf_ball(x, .1)
+  bound = ibp(pool)(box)
+  for _ in range(20):
+    y = pool(box.lower + jnp.asarray(rng.uniform(size=box.shape), jnp.float32) * box.width)
+    assert np.all((bound.lower - 1e-5 <= y) & (y <= bound.upper + 1e-5))
+  assert 0 < float(bound.width.max()) < 1
+  with pytest.raises(ValueError, match='l2_pool cuts images into blocks of 5 x 5'):
+    nn.l2_pool(x, 5)
+
+
 def test_interval_bounds_pass_rearrangements():
   box = linf_ball(jnp.array([[1., 5., 3., 2.]]), .7)
   for f in (nn.min_max, nn.group_sort):

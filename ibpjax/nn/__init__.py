@@ -10,6 +10,7 @@ from ibpjax.nn.lipschitz_layers import (
     OrthogonalDense,
     OrthogonalPatches,
     group_sort,
+    l2_pool,
     min_max,
     orthogonalised,
     space_to_depth,
@@ -25,6 +26,6 @@ __all__ = [
     'AOL', 'BatchNorm', 'ConvResidual', 'LeakyReLU', 'LinearResidual', 'Normalise', 'NormalisedHead',
     'OrthogonalDense', 'OrthogonalPatches', 'ParamRamp', 'Residual', 'SLL', 'Sequential', 'calibrate', 'cnn5', 'cnn7',
     'cnn9', 'difference_gain', 'dm_large', 'dm_medium', 'dm_small', 'flatten', 'group_sort', 'ibp_normal', 'jittered',
-    'liresnet', 'min_max', 'mlp', 'orthogonalised', 'param_ramp', 'project', 'ramps', 'reinitialize', 'resnext',
-    'set_slope', 'space_to_depth', 'wide_resnet8', 'wk_small',
+    'l2_pool', 'liresnet', 'min_max', 'mlp', 'orthogonalised', 'param_ramp', 'project', 'ramps', 'reinitialize',
+    'resnext', 'set_slope', 'space_to_depth', 'wide_resnet8', 'wk_small',
 ]

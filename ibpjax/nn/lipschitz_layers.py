@@ -34,13 +34,34 @@ def group_sort(x: Any, size: int = 2) -> Any:
   return jnp.sort(x.reshape(*x.shape[:-1], -1, size), axis=-1).reshape(x.shape)
 
 
-def space_to_depth(x: Any, size: int = 2) -> Any:
-  """Invertible downsampling: (batch, h, w, c) -> (batch, h / size, w / size, size^2 c); a rearrangement."""
+def _blocks(x: Any, size: int, name: str) -> Any:
+  """(batch, h, w, c) -> (batch, h / size, size, w / size, size, c)."""
   n, h, w, c = x.shape
   if h % size or w % size:
-    raise ValueError(f'space_to_depth cuts images into blocks of {size} x {size}, and they are {h} x {w}')
-  blocks = x.reshape(n, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
-  return blocks.reshape(n, h // size, w // size, size * size * c)
+    raise ValueError(f'{name} cuts images into blocks of {size} x {size}, and they are {h} x {w}')
+  return x.reshape(n, h // size, size, w // size, size, c)
+
+
+def space_to_depth(x: Any, size: int = 2) -> Any:
+  """Invertible downsampling: (batch, h, w, c) -> (batch, h / size, w / size, size^2 c); a rearrangement."""
+  blocks = _blocks(x, size, 'space_to_depth').transpose(0, 1, 3, 2, 4, 5)
+  return blocks.reshape(*blocks.shape[:3], -1)
+
+
+def l2_pool(x: Any, size: int = 2) -> Any:
+  """Norm pooling: (batch, h, w, c) -> (batch, h / size, w / size, c), the l2 norms of blocks; it lengthens nothing.
+
+  Unlike averages, of norm 1 / size, it keeps lengths. Norms count 1e-12 as one element more, so that derivatives at 0
+  are 0. (Pooling by maxima lengthens nothing either where windows do not overlap.)
+
+  Source: the neck of BRONet (ICML 2025).
+  """
+  return _norms(_blocks(x, size, 'l2_pool'))
+
+
+@lipschitz_at_most(1.)
+def _norms(blocks: Any) -> Any:
+  return jnp.sqrt(jnp.sum(jnp.square(blocks), (2, 4)) + 1e-24)
 
 
 def _applied(x: Any, kernel: Any) -> Any:
