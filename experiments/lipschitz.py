@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import commands, logs, plots_lipschitz, runs
-from experiments.radii import of_examples
+from experiments.radii import of_examples, over
 from ibpjax.verification.report import radius_text
 
 FLAGS = flags.FLAGS
@@ -46,7 +46,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
              for key in ('verified_error', 'attacked_error')]
     sizes = ['-'] * 3
     if audit:
-      sizes = [f'{audit["bound"]:.4g}', f'{audit["reached"]:.4g}', f'{audit["bound"] / audit["reached"]:.3f}']
+      sizes = [f'{audit["bound"]:.4g}', f'{audit["reached"]:.4g}', f'{over(audit["bound"], audit["reached"]):.3f}']
     rows.append([name, config['loss'], config.get('block') or 'linear', str(config.get('depth') or '-'),
                  f'{100 - run["results"][0]["natural_error"]:.2f}', *rates, *sizes])
   return logs.markdown_table(head, rows)

@@ -103,7 +103,7 @@ def main() -> None:
   head = ['norm of convolutions', 'kind', 'bound', 'above power iteration', *(f'VRA {radius_text(e)}' for e in balls),
           'seconds']
   text = logs.markdown_table(head, [
-      [name, kind, f'{value:.6g}', f'{100 * (value / least - 1):+.3f} %',
+      [name, kind, f'{value:.6g}', f'{100 * (radii.over(value, least) - 1):+.3f} %',
        *(f'{verified(logits, trained.labels, pairs, eps):.2f}' for eps in balls), f'{seconds:.1f}']
       for name, kind, value, pairs, seconds in rows])
   logs.write(run / 'norms.md', text)

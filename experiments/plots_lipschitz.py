@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from experiments.plots import finish, plt  # the backend is chosen there
+from experiments.radii import over
 from ibpjax.verification.report import radius_text
 
 
@@ -51,7 +52,7 @@ def tightness(path: pathlib.Path, audits: dict[str, dict[str, Any]]) -> None:
                                     ('reached', 'Jacobians reach'))):
     axis.bar(places + .25 * (i - 1), [found[key] for found in audits.values()], .24, color=f'C{i}', label=label)
   for place, found in zip(places, audits.values()):
-    axis.annotate(f'{found["bound"] / found["reached"]:.2f}', (place, found['bound']), ha='center', va='bottom',
+    axis.annotate(f'{over(found["bound"], found["reached"]):.2f}', (place, found['bound']), ha='center', va='bottom',
                   fontsize=8, xytext=(0, 2), textcoords='offset points')
   axis.set(ylabel='Lipschitz constant', title='above: bound / reached')
   axis.set_xticks(places, list(audits), rotation=20, ha='right')

@@ -116,13 +116,18 @@ def audit(f: Callable, params: Any, bound: ibpjax.LipschitzBound, images: Any, *
                          gap=float(np.max(bound.pairs[off] / np.maximum(pairs[off], 1e-30)))))
 
 
+def over(a: float, b: float) -> float:
+  """a / b, infinite where b is 0, as of a network that training has switched off."""
+  return a / b if b else np.inf
+
+
 def audit_table(found: dict[str, Any]) -> str:
   """An audit in Markdown."""
   head = ['into', 'norm', 'kind', 'power iteration', 'gap', 'method']
   rows = [[p['operation'], f'{p["norm"]:.6g}', p['kind'], f'{p["reached"]:.6g}',
             '-' if p['gap'] is None else f'{100 * p["gap"]:.3f} %', p['method']] for p in found['parts']]
   rows.append(['all', f'{found["bound"]:.6g}', found['kind'], f'{found["power_iteration"]:.6g}',
-               f'{100 * (found["bound"] / found["power_iteration"] - 1):.3f} %',
+               f'{100 * (over(found["bound"], found["power_iteration"]) - 1):.3f} %',
                f'Jacobians of {found["examples"]} examples reach {found["reached"]:.6g}'])
   return logs.markdown_table(head, rows)
 

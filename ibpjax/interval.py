@@ -135,6 +135,13 @@ def concrete(*xs: Any) -> bool:
   return not any(isinstance(x, jax.core.Tracer) for x in xs)
 
 
+def numbered(given: tuple, argnum: int) -> int:
+  """`argnum` as an index >= 0 of the arguments `given`, or a clear error."""
+  if not -len(given) <= argnum < len(given):
+    raise TypeError(f'argnum is {argnum}, and there are {len(given)} arguments (without those by name)')
+  return argnum % len(given)
+
+
 def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Interval:
   """The l-infinity ball around `x`, clipped to [minimum, maximum] when these are given.
 

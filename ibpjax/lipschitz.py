@@ -62,7 +62,7 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
 
   Raises:
     NotImplementedError: an operation without a Lipschitz constant; names it and the line.
-    TypeError: traced arguments.
+    TypeError: traced arguments, sets, no argument of this number.
 
   Source: Leino et al. 2021; Hu et al. 2023 for the linear residual block as one map.
   """
@@ -81,7 +81,8 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
     pairs = None
     if network.is_vector:
       terms = [_distances(p.matrix()) * reach[id(p.source)] for p in network.into(network.units[-1])]
-      pairs = np.nan_to_num(np.sum(terms, axis=0), nan=np.inf, posinf=np.inf) * (1 + _SLACK)
+      whole = sum(terms, start=np.zeros(network.program.outputs[0].shape * 2))
+      pairs = np.nan_to_num(whole, nan=np.inf, posinf=np.inf) * (1 + _SLACK)
     value = np.inf if np.isnan(total) else float(total) * (1 + _SLACK)
     return LipschitzBound(value, pairs, kind, failure, parts)
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())

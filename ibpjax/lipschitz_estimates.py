@@ -41,26 +41,33 @@ def lipschitz_estimate(f: Callable, *, argnum: int = -1, steps: int = 10) -> Cal
 
   Raises:
     NotImplementedError: as `lipschitz`.
+    TypeError, ValueError: no state, one of another function, no step.
 
   Source: Leino et al. 2021; Hu et al. 2023.
   """
+  if steps < 1:
+    raise ValueError(f'steps is {steps}; a power iteration takes at least one')
+
   def estimated(state, *args):
+    keyed = isinstance(state, jax.Array) and jnp.issubdtype(state.dtype, jax.dtypes.prng_key)
+    if not (keyed or isinstance(state, (list, tuple))):
+      raise TypeError(f'the state, which comes first, is {type(state).__name__}; it is a key of jax.random.key(seed), '
+                      'or what the last call returned')
     network = cut(f, args, argnum)
     maps = [piece for unit in network.units for piece in network.into(unit)]
-    if isinstance(state, jax.Array) and not jnp.issubdtype(state.dtype, jax.dtypes.prng_key):
-      raise TypeError(f'the state is an array {state.dtype}{list(state.shape)}; it is a key of jax.random.key(seed), '
-                      'or what the last call returned')
-    if isinstance(state, jax.Array):
-      keys = jax.random.split(state, len(maps))
+    if not keyed and len(state) != len(maps):
+      raise ValueError(f'the state is of {len(state)} affine maps and the function has {len(maps)}')
+    if keyed:
       state = [random_start(key, tuple(jnp.zeros(v.shape, v.dtype) for v in piece.source.outputs))
-               for key, piece in zip(keys, maps)]
-    found = {id(piece): power_iteration(piece, v, steps) for piece, v in zip(maps, state, strict=True)}
-    reach, total = network.reach(lambda piece: found[id(piece)][0])
+               for key, piece in zip(jax.random.split(state, len(maps)), maps)]
+    found = [power_iteration(piece, v, steps) for piece, v in zip(maps, state)]
+    norms = {id(piece): norm for piece, (norm, _) in zip(maps, found)}
+    reach, total = network.reach(lambda piece: norms[id(piece)])
     pairs = None
     if network.is_vector:
-      pairs = sum(_table(_rows(piece)) * reach[id(piece.source)] for piece in network.into(network.units[-1]))
-    norms, state = map(list, zip(*found.values(), strict=True))
-    return LipschitzEstimate(jnp.asarray(total), pairs, norms), state
+      terms = [_table(_rows(piece)) * reach[id(piece.source)] for piece in network.into(network.units[-1])]
+      pairs = sum(terms, start=jnp.zeros(network.program.outputs[0].shape * 2))
+    return LipschitzEstimate(jnp.asarray(total), pairs, list(norms.values())), [v for _, v in found]
   return functools.update_wrapper(estimated, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 

@@ -15,7 +15,7 @@ from ibpjax.composites import Composite
 from ibpjax.elementwise import elementwise_call_p
 from ibpjax.functions import TABLE
 from ibpjax.ibp import ibp, opened
-from ibpjax.interval import Interval, is_set, validated
+from ibpjax.interval import Interval, is_set, numbered, validated
 from ibpjax.program import Equation, Program, rebind, unsupported
 
 # Continuous, with derivatives (almost everywhere) that are those of their values, beside affine operations and `TABLE`.
@@ -45,15 +45,18 @@ def jacobian_bounds(f: Callable, *, argnum: int = -1, method: Callable[..., Call
   Source: Shi et al. 2022 for linear bounds of Jacobians of ReLU networks; by bounds of the traced derivative here.
   """
   def bounded(*given):
-    box = given[argnum]
-    if not is_set(box):
-      raise TypeError(f'argument {argnum} is {type(box).__name__}: give an Interval (ibpjax.linf_ball) or LpBall to '
-                      'bound the Jacobian on')
+    place = numbered(given, argnum)
+    if not is_set(given[place]):
+      raise TypeError(f'argument {place} is {type(given[place]).__name__}: give an Interval (ibpjax.linf_ball) or '
+                      'LpBall to bound the Jacobian on')
     given, _ = validated(given, {})
-    box, others = given[argnum], [None if i == argnum % len(given) else x for i, x in enumerate(given)]
+    box, others = given[place], [None if i == place else x for i, x in enumerate(given)]
+    if any(map(is_set, jax.tree.leaves(others, is_leaf=is_set))):
+      raise TypeError(f'several arguments are sets: Jacobians are bounded in one of them, argnum = {argnum}; make the '
+                      'others arrays')
 
     def of_one(x):
-      return f(*(x if i == argnum % len(given) else other for i, other in enumerate(others)))
+      return f(*(x if i == place else other for i, other in enumerate(others)))
     program, _, tree = opened(of_one, (box,), {})
     _check(program)
     sizes = [v.size for v in program.outputs]

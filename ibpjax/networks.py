@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ibpjax.declared import declared_constant
 from ibpjax.ibp import ungrouped
-from ibpjax.interval import Interval, is_set
+from ibpjax.interval import Interval, is_set, numbered
 from ibpjax.pieces import Piece, Unit, pieces, units
 from ibpjax.program import Program, rebind
 
@@ -35,7 +35,7 @@ class Network:
   @property
   def is_vector(self) -> bool:
     """Whether there is one output, of classes."""
-    return len(self.program.outputs) == len(self.units[-1].operands) == 1 and len(self.program.outputs[0].shape) == 1
+    return len(self.program.outputs) == 1 and len(self.program.outputs[0].shape) == 1
 
   def reach(self, norm: Callable[[Piece], Any]) -> tuple[dict[int, Any], Any]:
     """(id of a unit -> by how much more than inputs its outputs may be apart, the same of all outputs), given norms."""
@@ -49,7 +49,11 @@ class Network:
 
 def cut(f: Callable, given: tuple, argnum: int) -> Network:
   """A function of arguments, perturbed in one of them, as a network."""
-  args = list(given)
+  args, argnum = list(given), numbered(given, argnum)
+  for i, x in enumerate(args):
+    if any(map(is_set, jax.tree.leaves(x, is_leaf=is_set))):
+      raise TypeError(f'argument {i} is a set: global Lipschitz bounds are of all inputs, give an array of the same '
+                      'shape (or bound it within the set by ibpjax.local_lipschitz)')
   args[argnum] = jax.tree.map(lambda x: Interval(jnp.asarray(x), jnp.asarray(x)), args[argnum])
   program, inputs, _ = ungrouped(f, tuple(args), {}, keep=lambda params: declared_constant(params) is not None)
   ordered = units(program)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ibpjax import nn, spectral
+from ibpjax import linf_ball, nn, spectral
 from ibpjax.lipschitz import lipschitz
+from ibpjax.lipschitz_estimates import lipschitz_estimate
 
 pytestmark = pytest.mark.usefixtures('x64')
 RNG = np.random.default_rng(0)
@@ -187,6 +188,24 @@ def test_bounds_are_not_traced():
     jax.jit(lambda w: lipschitz(lambda w, x: w @ x)(w, jnp.zeros(5)).value)(jnp.asarray(SQUARE))
 
 
+def test_bad_arguments_are_named():
+  f = lambda w, x: jnp.abs(w @ x)
+  w, x = jnp.asarray(SQUARE), jnp.zeros(5)
+  with pytest.raises(TypeError, match='argnum is 2, and there are 2 arguments'):
+    lipschitz(f, argnum=2)(w, x)
+  with pytest.raises(TypeError, match=r'argument 1 is a set.*local_lipschitz'):
+    lipschitz(f)(w, linf_ball(x, .1))
+  with pytest.raises(TypeError, match='argument 0 is a set'):
+    lipschitz(f)({'w': linf_ball(w, .1)}, x)
+  with pytest.raises(ValueError, match='steps is 0'):
+    lipschitz_estimate(f, steps=0)
+  with pytest.raises(TypeError, match=r'the state, which comes first, is .*Array'):
+    lipschitz_estimate(f)(w, x)
+  _, state = lipschitz_estimate(f)(jax.random.key(0), w, x)
+  with pytest.raises(ValueError, match='of 2 affine maps and the function has 1'):
+    lipschitz_estimate(lambda x: 2 * x)(state, x)
+
+
 # What a review found to be too small, or to crash.
 def spread(x):
   return jnp.concatenate([jnp.maximum(x[:2], x[2:]), jnp.maximum(x[2:], x[:2])])
@@ -216,6 +235,10 @@ def test_parts_with_several_operands_are_not_measured_by_the_first(monkeypatch):
 def test_numbers_and_constants(f, shape, least):
   found = lipschitz(f)(jnp.zeros(shape))
   assert least * (1 - 1e-9) <= found.value <= 2 * least + 1e-9
+  estimate, _ = lipschitz_estimate(f)(jax.random.key(0), jnp.zeros(shape))
+  assert estimate.value <= found.value * (1 + 1e-5)
+  size = jax.eval_shape(f, jnp.zeros(shape)).shape
+  assert np.shape(found.pairs) == np.shape(estimate.pairs) == (size * 2 if len(size) == 1 else ())
 
 
 def test_weights_that_are_no_numbers_and_tiny_ones_certify_nothing_wrong():

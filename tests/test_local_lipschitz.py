@@ -173,3 +173,8 @@ def test_bad_arguments():
     local_lipschitz(jnp.sin, p=3)
   with pytest.raises(TypeError, match='give an Interval'):
     local_lipschitz(jnp.sin)(jnp.zeros(2))
+  box = ibpjax.linf_ball(jnp.zeros(2), .1)
+  with pytest.raises(TypeError, match='argnum is 1, and there are 1 arguments'):
+    local_lipschitz(jnp.sin, argnum=1)(box)
+  with pytest.raises(TypeError, match='several arguments are sets'):
+    local_lipschitz(jnp.multiply)(box, box)
