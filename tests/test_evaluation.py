@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ibpjax
-from experiments import evaluation
+from experiments import evaluation, radii
 from experiments.flags import radius
 from ibpjax.training import parallel
 from ibpjax.verification.report import summarise
@@ -345,3 +345,13 @@ def test_seeds_of_unlike_runs_are_not_averaged(tmp_path):
   done = command('experiments.compare', f'--runs={tmp_path}/other', f'--out={tmp_path}/out')
   assert done.returncode != 0
   assert 'differ in how they were certified: split' in done.stderr
+
+
+def test_an_audit_of_a_network_that_is_switched_off():
+  """And one of a network that is not: what is reached is the norm of its matrix."""
+  f = lambda scale, x: scale * jax.nn.relu(x)
+  for scale, reached in ((0., 0.), (3., 3.)):
+    bound = ibpjax.lipschitz(f)(jnp.asarray(scale), jnp.zeros(2))
+    found = radii.audit(f, jnp.asarray(scale), bound, jnp.ones((2, 2)), steps=20)
+    assert found['reached'] == pytest.approx(reached)
+    assert ('inf' in radii.audit_table(found)) == (not scale)
