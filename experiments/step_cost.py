@@ -3,6 +3,7 @@
     python -m experiments.step_cost --models=mlp,dm_small --batch_size=256
     python -m experiments.step_cost --models=dm_small,dm_medium --valid --losses=ibp,etb,companion --batch_size=32
     python -m experiments.step_cost --models=cnn7 --width=8 --losses=ibp,shi --batch_size=128
+    python -m experiments.step_cost --models=liresnet --depth=4 --width=32 --losses=emma
 
 Natural steps, steps of the losses (kappa 0: the natural loss is but measured) and of `mixed`, IBP and the natural loss,
 run in turn (A B C A B C ...), optimizer and metrics included, on images of MNIST's shape made at random and held on
@@ -33,6 +34,7 @@ flags.DEFINE_integer('repeats', 15, 'Rounds to time; the median counts.', 3)
 flags.DEFINE_float('eps', .1, 'Radius.', 0., 1.)
 flags.DEFINE_bool('valid', False, 'No padding in dm_small and dm_medium.')
 flags.DEFINE_integer('width', None, 'Channels of the first layer of networks of which it is an option.', 1)
+flags.DEFINE_integer('depth', None, 'Blocks of networks of which it is an option.', 1)
 
 
 OBJECTIVES: dict[str, Any] = {
@@ -49,7 +51,7 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, Any]:
   """Seconds and XLA cost of a natural step and of the others, over the natural one; the part that drawing takes."""
   facts = datasets.FACTS[FLAGS.dataset]
   optimizer = optax.adam(1e-4)
-  config = dict(model=name) | {option: FLAGS[option].value for option in ('valid', 'width')
+  config = dict(model=name) | {option: FLAGS[option].value for option in ('valid', 'width', 'depth')
                                if name in runs.OPTIONS[option]}
   model = runs.build_model(config, facts, 0)
   graphdef, state = training.TrainState.create(model, optimizer)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax.convolutions import convolve
 from ibpjax.interval import Interval
+from ibpjax.patches import patches
 from ibpjax.program import Equation, rebind
 
 # Affine in all perturbed operands together, with coefficients >= 0: exact on each end separately.
@@ -95,20 +96,33 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
 def _contracted(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """Centre through the primitive, radius through it with |weights| (Lyu et al. 2021, 1.2)."""
   parts = [centre_radius(x) if isinstance(x, Interval) else (x, jnp.abs(x)) for x in operands]
-  run = _convolved if _is_plain(eqn) and set(eqn.params['window_strides']) == {1} else rebind
   [centre] = run(eqn, *[c for c, _ in parts])
   [radius] = run(eqn, *[r for _, r in parts])
   return around(centre, radius)
 
 
-def _convolved(eqn: Equation, x: Any, kernel: Any) -> list[Any]:
-  """A convolution without strides, by one whose derivatives are fast."""
+def run(eqn: Equation, *operands: Any) -> list[Any]:
+  """Runs one equation; convolutions without strides, and of windows apart, by some whose derivatives are fast."""
   p = eqn.params
-  numbers = p['dimension_numbers']
+  by: Callable | None = None
+  if _is_plain(eqn) and set(p['window_strides']) == {1}:
+    by = functools.partial(convolve, padding=p['padding'], precision=p['precision'], dtype=p['preferred_element_type'])
+  elif _is_plain(eqn) and _apart(eqn):
+    by = functools.partial(patches, precision=p['precision'])
+  if by is None:
+    return rebind(eqn, *operands)
+  (x, kernel), numbers = operands, p['dimension_numbers']
   (batch, features, *space), (out, into, *taps) = numbers.lhs_spec, numbers.rhs_spec
-  found = convolve(jnp.transpose(x, (batch, *space, features)), jnp.transpose(kernel, (*taps, into, out)),
-                   p['padding'], p['precision'], p['preferred_element_type'])
+  found = by(jnp.transpose(x, (batch, *space, features)), jnp.transpose(kernel, (*taps, into, out)))
   return [jnp.transpose(found, _inverse((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])))]
+
+
+def _apart(eqn: Equation) -> bool:
+  """Whether the windows of a convolution of images touch and do not overlap, without padding."""
+  p = eqn.params
+  _, _, *taps = p['dimension_numbers'].rhs_spec
+  return (len(taps) == 2 and tuple(eqn.inputs[1].shape[i] for i in taps) == tuple(p['window_strides'])
+          and not any(map(any, p['padding'])) and p['preferred_element_type'] in (None, eqn.inputs[0].dtype))
 
 
 def around(centre: Any, radius: Any) -> Interval:

@@ -12,7 +12,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine
 from ibpjax.declared import declared_constant
-from ibpjax.program import Equation, Program, Value, rebind, source_line, unsupported
+from ibpjax.program import Equation, Program, Value, source_line, unsupported
 
 # Elementwise functions of one array: their greatest slopes.
 SLOPES = {P.abs_p: 1., P.tanh_p: 1., P.sin_p: 1., P.cos_p: 1., P.logistic_p: .25, P.erf_p: 2 / np.pi ** .5,
@@ -55,7 +55,7 @@ class Piece:
         return env[v.id] if v.id in env else jnp.zeros(v.shape, v.dtype)
       return self.known[v.id]
     for eqn in self.equations:
-      out = rebind(eqn, *map(read, eqn.inputs))
+      out = affine.run(eqn, *map(read, eqn.inputs))
       env |= zip((v.id for v in eqn.outputs), out, strict=True)
     return tuple(map(read, self.target.operands))
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from ibpjax.declared import lipschitz_at_most
+from ibpjax.patches import patches
 
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -199,7 +200,7 @@ class OrthogonalPatches(nnx.Module):
   def __call__(self, x: Any) -> Any:
     """(batch, h, w, channels) -> (batch, h / size, w / size, out)."""
     kernel = _lengthening_nothing(self.kernel[...]).reshape(self.size, self.size, self.channels, -1)
-    return lax.conv_general_dilated(x, kernel, (self.size, self.size), 'VALID', dimension_numbers=_NUMBERS)
+    return patches(x, kernel)
 
 
 class ConvResidual(nnx.Module):

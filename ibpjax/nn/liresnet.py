@@ -11,6 +11,7 @@ from jax.nn.initializers import orthogonal
 from ibpjax.nn.lipschitz_layers import AOL, SLL, ConvResidual, LinearResidual, NormalisedHead, min_max
 from ibpjax.nn.models import dense
 from ibpjax.nn.normalise import Normalise
+from ibpjax.patches import as_convolution
 from ibpjax.nn.sequential import Sequential, flatten
 
 # How each kind is made, of so many channels, in a network of so many; with what stands behind it.
@@ -72,5 +73,6 @@ def _stem(side: int, width: int) -> tuple[int, int, int]:
 
 
 def _conv(channels: int, features: int, size: int, stride: int, padding: int, rngs: nnx.Rngs) -> nnx.Conv:
+  by = as_convolution if size == stride and not padding else jax.lax.conv_general_dilated
   return nnx.Conv(channels, features, (size, size), strides=stride, padding=((padding, padding),) * 2,
-                  kernel_init=orthogonal(), bias_init=jax.nn.initializers.zeros, rngs=rngs)
+                  kernel_init=orthogonal(), bias_init=jax.nn.initializers.zeros, conv_general_dilated=by, rngs=rngs)
