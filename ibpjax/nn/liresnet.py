@@ -11,8 +11,8 @@ from jax.nn.initializers import orthogonal
 from ibpjax.nn.lipschitz_layers import AOL, SLL, ConvResidual, LinearResidual, NormalisedHead, min_max
 from ibpjax.nn.models import dense
 from ibpjax.nn.normalise import Normalise
-from ibpjax.patches import as_convolution
 from ibpjax.nn.sequential import Sequential, flatten
+from ibpjax.patches import as_convolution
 
 # How each kind is made, of so many channels, in a network of so many; with what stands behind it.
 BLOCKS: dict[str, Callable[[int, int, nnx.Rngs], list[Any]]] = {
