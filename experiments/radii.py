@@ -40,6 +40,7 @@ class Radii:
       self.wide = jax.tree.map(wide, params)
       self.bound = ibpjax.lipschitz(f)(self.wide, jnp.zeros(shape, jnp.float64))
     self.keys = jax.jit(jax.vmap(lambda index, eps, attack: example_key(seed, eps, index, attack), (0, None, None)))
+    self.known: dict[bytes, tuple[np.ndarray, ...]] = {}  # what no radius changes, by the places in the split
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, eps: float) -> Records:
     """One record an example: as of a `Cascade`, with the certified radius in the place of margins.
@@ -47,29 +48,44 @@ class Radii:
     Its seconds are those of its batch, attacks and compilation included.
     """
     begin, n = time.perf_counter(), len(images)
-    which = np.pad(np.arange(n), (0, self.batch_size - n), mode='edge')  # one shape
-    x, y, at = jnp.asarray(images[which]), labels[which], indices[which]
     with jax.default_matmul_precision('highest'):
-      with jax.enable_x64(True):
-        exact = np.asarray(self.logits(self.wide, wide(x)))
-        errors = logit_errors(self.f, self.wide, wide(x), exact)
-      radii = lipschitz_radii(exact, y, self.bound, error=errors)
-      logits = np.asarray(self.logits(self.params, x))
-      others = np.where(np.arange(logits.shape[1]) == y[:, None], -np.inf, logits)
-      correct = logits[np.arange(len(y)), y] > others.max(-1)
+      if indices.tobytes() not in self.known:
+        self.known[indices.tobytes()] = self._certified(images, labels)
+      logits, radii, errors = self.known[indices.tobytes()]
+      others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
+      correct = logits[np.arange(n), labels] > others.max(-1)
       verified = correct & (radii > eps)
-      worst = np.full(len(y), np.inf, np.float32)
+      worst = np.full(n, np.inf, np.float32)
       for place, (steps, restarts) in enumerate(self.attacks):
-        tried = correct & ~verified & (worst > 0) if place else np.ones(len(y), bool)
-        if tried[:n].any():
-          found = pgd_l2_by_steps(self.f, self.params, x, y, eps, self.keys(at, eps, place), steps=steps,
-                                  restarts=restarts)[1]
-          worst = np.where(tried, np.minimum(worst, found), worst)
+        def attack(x, y, at, place=place, steps=steps, restarts=restarts):
+          return pgd_l2_by_steps(self.f, self.params, x, y, eps, self.keys(at, eps, place), steps=steps,
+                                 restarts=restarts)[1]
+        which = np.flatnonzero(correct & ~verified & (worst > 0)) if place else np.arange(n)
+        size = max(1, self.batch_size // 8) if place else self.batch_size
+        for start in range(0, len(which), size):
+          part = which[start:start + size]
+          found = attack(*(array[_filled(part, size)] for array in (images, labels, indices)))
+          worst[part] = np.minimum(worst[part], found[:len(part)])  # NaN stays
     seconds = (time.perf_counter() - begin) / n
-    return [dict(index=int(at[i]), label=int(y[i]), prediction=int(logits[i].argmax()), eps=eps, radius=float(radii[i]),
-                 error=float(errors[i]), pgd_margin=float(worst[i]), seconds=seconds,
+    return [dict(index=int(indices[i]), label=int(labels[i]), prediction=int(logits[i].argmax()), eps=eps,
+                 radius=float(radii[i]), error=float(errors[i]), pgd_margin=float(worst[i]), seconds=seconds,
                  verdict=verdict(bool(correct[i]), bool(verified[i]), not worst[i] > 0),
                  method='lipschitz' if verified[i] else None) for i in range(n)]
+
+  def _certified(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(logits as the network computes them, certified radius, allowance for the error of logits) of each example."""
+    which = _filled(np.arange(len(images)), self.batch_size)
+    x = jnp.asarray(images[which])
+    with jax.enable_x64(True):
+      exact = np.asarray(self.logits(self.wide, wide(x)))
+      errors = logit_errors(self.f, self.wide, wide(x), exact)
+    radii = lipschitz_radii(exact, labels[which], self.bound, error=errors)
+    return tuple(found[:len(images)] for found in (np.asarray(self.logits(self.params, x)), radii, errors))
+
+
+def _filled(part: np.ndarray, size: int) -> np.ndarray:
+  """So many, the last one repeated: one shape for all batches."""
+  return np.pad(part, (0, size - len(part)), mode='edge')
 
 
 def wide(x: Any) -> Any:
