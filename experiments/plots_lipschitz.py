@@ -27,7 +27,7 @@ def radii(path: pathlib.Path, runs: dict[str, Sequence[float]], attacked: Sequen
   if attacked:
     axis.plot([r['eps'] for r in attacked], [100 - r['attacked_error'] for r in attacked], 'kv', markersize=5,
               label='under attack')
-  largest = max(np.quantile(found, .99) for found in runs.values())
+  largest = max(np.quantile(np.minimum(found, 1e9), .99) for found in runs.values())
   axis.set(xlabel='l2 radius, pixels in [0, 1]', ylabel='verified accuracy [%]', ylim=(0, 102),
            xlim=(0, max([1.05 * largest, *(1.05 * r['eps'] for r in attacked)]) or 1))
   finish(figure, axis, path)

@@ -12,7 +12,7 @@ import numpy as np
 
 import ibpjax
 from experiments import logs
-from experiments.evaluation import Records, example_key
+from experiments.evaluation import Records, example_key, fingerprint
 from ibpjax.training.attacks import pgd_l2_by_steps
 from ibpjax.verification.radii import lipschitz_radii, logit_errors
 from ibpjax.verification.report import verdict
@@ -40,7 +40,7 @@ class Radii:
       self.wide = jax.tree.map(wide, params)
       self.bound = ibpjax.lipschitz(f)(self.wide, jnp.zeros(shape, jnp.float64))
     self.keys = jax.jit(jax.vmap(lambda index, eps, attack: example_key(seed, eps, index, attack), (0, None, None)))
-    self.known: dict[bytes, tuple[np.ndarray, ...]] = {}  # what no radius changes, by the places in the split
+    self.known: dict[str, tuple[np.ndarray, ...]] = {}  # of batches: what no radius changes
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, eps: float) -> Records:
     """One record an example: as of a `Cascade`, with the certified radius in the place of margins.
@@ -49,9 +49,9 @@ class Radii:
     """
     begin, n = time.perf_counter(), len(images)
     with jax.default_matmul_precision('highest'):
-      if indices.tobytes() not in self.known:
-        self.known[indices.tobytes()] = self._certified(images, labels)
-      logits, radii, errors = self.known[indices.tobytes()]
+      if (batch := fingerprint((images, labels))) not in self.known:
+        self.known[batch] = self._certified(images, labels)
+      logits, radii, errors = self.known[batch]
       others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
       correct = logits[np.arange(n), labels] > others.max(-1)
       verified = correct & (radii > eps)

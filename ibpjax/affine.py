@@ -154,7 +154,7 @@ def _dot_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, 
   return value, slope.astype(value.dtype)
 
 
-def _definite(eqn: Equation) -> Equation:
+def definite(eqn: Equation) -> Equation:
   """Indices promised to be in bounds do in the pull-back what they do in a run: gathers clamp, scatters drop."""
   modes = {P.gather_p: lax.GatherScatterMode.CLIP, P.scatter_add_p: lax.GatherScatterMode.FILL_OR_DROP}
   if eqn.primitive in modes and eqn.params['mode'] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
@@ -195,7 +195,7 @@ def push_forward(eqn: Equation, operands: Sequence[Any], coefficients: dict[int,
     coefficients: number of a perturbed operand -> its coefficients below and above, of its shape.
   """
   flags = [i in coefficients for i in range(len(operands))]
-  linear, known = _linear(_definite(eqn), operands, flags)
+  linear, known = _linear(definite(eqn), operands, flags)
   return image(linear, [coefficients.get(i, x) for i, x in enumerate(known)])
 
 
@@ -262,7 +262,7 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
     One array of the shape of each perturbed operand, in order, and the scalar constant part.
   """
   slots = [i for i, p in enumerate(perturbed) if p]
-  eqn = _definite(eqn)
+  eqn = definite(eqn)
 
   def fill(xs, rest):
     put = dict(zip(slots, xs))

@@ -11,8 +11,10 @@ import numpy as np
 from ibpjax import spectral_convolutions
 from ibpjax.interval import concrete
 from ibpjax.networks import cut
+from ibpjax.piece_errors import matrix_error
 from ibpjax.piece_norms import piece_norm
-from ibpjax.spectral import CERTIFYING, NormBound, weakest
+from ibpjax.pieces import Piece
+from ibpjax.spectral import CERTIFYING, NormBound, power_of_2, weakest
 from ibpjax.spectral_convolutions import Convolution
 
 _SLACK = 1e-6  # relative, for known values (scales of batch norm, say) that the program itself computes in float32
@@ -27,11 +29,13 @@ class LipschitzBound:
     pairs: for one output (classes,), an array (classes, classes): |(f_i - f_j)(x) - (f_i - f_j)(y)| <= pairs[i, j]
       ||x - y||; None for other outputs.
     kind, failure: as of a NormBound, of all norms together.
+    slack: the relative allowances for rounding that `value` includes, of all norms together.
     parts: what it is made of, in order: (operation behind the affine map, line, NormBound).
   """
   value: float
   pairs: np.ndarray | None
   kind: str
+  slack: float
   failure: float
   parts: tuple[tuple[str, str, NormBound], ...]
 
@@ -77,20 +81,26 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
     reach, total = network.reach(lambda piece: norms[id(piece)].value)
     parts = tuple((unit.name, unit.line, norms[id(piece)]) for unit in network.units for piece in network.into(unit))
     kind = weakest([found.kind for *_, found in parts])
+    slack = _SLACK + float(sum(found.slack for *_, found in parts))
     failure = float(sum(found.failure for *_, found in parts))
     pairs = None
     if network.is_vector:
-      terms = [_distances(p.matrix()) * reach[id(p.source)] for p in network.into(network.units[-1])]
+      terms = [_distances(p) * reach[id(p.source)] for p in network.into(network.units[-1])]
       whole = sum(terms, start=np.zeros(network.program.outputs[0].shape * 2))
       pairs = np.nan_to_num(whole, nan=np.inf, posinf=np.inf) * (1 + _SLACK)
     value = np.inf if np.isnan(total) else float(total) * (1 + _SLACK)
-    return LipschitzBound(value, pairs, kind, failure, parts)
+    return LipschitzBound(value, pairs, kind, slack, failure, parts)
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
-def _distances(rows: np.ndarray) -> np.ndarray:
-  """The distances of the rows of a matrix by explicit differences: expanded squares would cancel."""
+def _distances(piece: Piece) -> np.ndarray:
+  """The distances of the rows of a piece by explicit differences: expanded squares would cancel."""
+  rows, off = piece.matrix(), np.linalg.norm(matrix_error(piece), axis=1)
   allowance = 1 + (rows.shape[1] + 4) * float(np.finfo(np.float64).eps)
   largest = np.max(np.abs(rows), initial=0)
-  scale = largest if np.isfinite(largest) and largest > 0 else 1.  # or squares vanish, or overflow
-  return np.stack([np.sqrt(((rows / scale - row / scale) ** 2).sum(1)) for row in rows]) * (scale * allowance)
+  # or squares vanish, or overflow; a power of 2, or differences of rows that are nearly equal would vanish
+  scale = power_of_2(largest) if np.isfinite(largest) and largest > 0 else 1.
+  found = np.stack([np.sqrt(((rows / scale - row / scale) ** 2).sum(1)) for row in rows]) * (scale * allowance)
+  found += (off[:, None] + off) * allowance
+  np.fill_diagonal(found, 0)
+  return found

@@ -43,9 +43,17 @@ def _product(x, kernel, precision):
   return jnp.matmul(blocks.reshape(n, h, w, -1), kernel.reshape(-1, out), precision=precision)
 
 
-def as_convolution(x: Any, kernel: Any, strides: Any, padding: Any, *, precision: Any = None, **_: Any) -> Any:
-  """`patches` for an `nnx.Conv` with these strides and no padding, as its `conv_general_dilated`."""
+def as_convolution(x: Any, kernel: Any, strides: Any, padding: Any, *, lhs_dilation: Any = (1, 1),
+                   rhs_dilation: Any = (1, 1), feature_group_count: int = 1, precision: Any = None, **_: Any) -> Any:
+  """`patches` for an `nnx.Conv` with these strides and no padding, as its `conv_general_dilated`.
+
+  Raises:
+    ValueError: other strides, padding, dilation, groups.
+  """
   if tuple(strides) != kernel.shape[:2] or any(map(any, padding)):
     raise ValueError(f'strides {strides} and padding {padding}: windows of {kernel.shape[:2]} that do not overlap have '
                      'strides of their size and no padding')
+  if set((*lhs_dilation, *rhs_dilation, feature_group_count)) != {1}:
+    raise ValueError(f'dilations {lhs_dilation}, {rhs_dilation} and {feature_group_count} groups: windows that do not '
+                     'overlap have neither')
   return patches(x, kernel, precision)

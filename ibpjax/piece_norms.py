@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend.core import primitives as P
 
 from ibpjax import affine, spectral
+from ibpjax.piece_errors import magnitudes, matrix_error, roundings
 from ibpjax.piece_forms import as_convolution, contraction
 from ibpjax.pieces import Piece, Unit, overlaps
 from ibpjax.program import Equation, unsupported
@@ -18,13 +19,27 @@ from ibpjax.spectral_convolutions import Convolution
 
 
 def piece_norm(piece: Piece, by: Callable[[Convolution], NormBound]) -> NormBound:
-  """A bound of the norm of a piece."""
+  """A bound of the norm of a piece, with what rounding may have done to its numbers."""
   if (convolution := as_convolution(piece)) is not None:
-    return by(convolution)
+    off = as_convolution(magnitudes(piece))
+    taps = np.inf if off is None else float(np.sqrt(np.square(off.kernel).sum((2, 3))).sum())
+    return _widened(by(convolution), roundings(piece) * taps)
   entries = sum(v.size for v in piece.source.outputs) * sum(v.size for v in piece.target.operands)
   if entries <= spectral.WHOLE:
-    return dataclasses.replace(spectral.dense(piece.matrix()), method='singular values of the whole matrix')
+    found = dataclasses.replace(spectral.dense(piece.matrix()), method='singular values of the whole matrix')
+    return _widened(found, float(np.linalg.norm(matrix_error(piece))))
   return _by_parts(piece, by)
+
+
+def _widened(found: NormBound, error: float) -> NormBound:
+  """A bound with an absolute allowance more; no longer exact where that is much of it."""
+  if not error:
+    return found
+  value = (found.value + error) * (1 + 1e-15)
+  much = not error <= 1e-6 * found.value
+  kind = 'upper' if found.kind == 'exact' and much else found.kind
+  slack = found.slack + (error / found.value if found.value > 0 else np.inf)
+  return dataclasses.replace(found, value=np.inf if np.isnan(value) else value, kind=kind, slack=slack)
 
 
 def _by_parts(piece: Piece, by: Callable[[Convolution], NormBound]) -> NormBound:

@@ -60,6 +60,11 @@ def rounded_up(value: float, slack: float, kind: str, method: str, failure: floa
   return NormBound(np.inf if np.isnan(value) else value, kind, slack, failure, method)
 
 
+def power_of_2(x: float) -> float:
+  """The greatest power of 2 up to x > 0: a scale that rounds nothing."""
+  return float(2. ** np.floor(np.log2(x)))
+
+
 def dense(matrix: Any) -> NormBound:
   """The norm of a matrix by its singular values in float64; of a stack of matrices (..., m, n) the greatest.
 
@@ -198,12 +203,15 @@ def lanczos(gram_map: Callable[[np.ndarray], np.ndarray], size: int, rng: np.ran
   v = rng.normal(size=size)
   v /= np.linalg.norm(v)
   diagonal, beside = np.zeros(steps), np.zeros(steps)
-  count = 0
+  count, unit = 0, 1.
   for i in range(steps):
     basis[i] = v
-    w = np.asarray(gram_map(v), np.float64)
+    w = np.asarray(gram_map(v), np.float64) / unit
     if not np.isfinite(w).all():
       return NormBound(np.inf, 'upper', 0., method='Lanczos')
+    if not i and (w != 0).any():  # squares of what is very small would vanish
+      unit = power_of_2(np.abs(w).max())
+      w /= unit
     diagonal[i] = v @ w
     for _ in range(2):
       w = w - basis[:i + 1].T @ (basis[:i + 1] @ w)
@@ -227,4 +235,5 @@ def lanczos(gram_map: Callable[[np.ndarray], np.ndarray], size: int, rng: np.ran
   for _ in range(60):
     middle = (below + above) / 2
     below, above = (below, middle) if reaches(middle) else (middle, above)
-  return rounded_up(np.sqrt(top * (1 + above)), 1e-9, 'probabilistic', f'Lanczos, {count} steps', failure)
+  value = np.sqrt(top * (1 + above)) * np.sqrt(unit)
+  return rounded_up(value, 1e-9, 'probabilistic', f'Lanczos, {count} steps', failure)

@@ -17,7 +17,7 @@ FLOORS = [{'_version', 'branchless', 'chunks', 'declared', 'interval', 'patches'
            'unsound'},
           {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
-          {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_forms'},
+          {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_errors', 'piece_forms'},
           {'integers', 'normalise', 'piece_norms', 'softmax', 'univariate'}, {'nonlinear'},
           {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'networks', 'walks'},
           {'crown', 'lbp'}, {'alpha', 'etb', 'linear', 'lipschitz', 'lipschitz_estimates', 'local_lipschitz'}, {'nn'},

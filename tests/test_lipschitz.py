@@ -248,3 +248,31 @@ def test_weights_that_are_no_numbers_and_tiny_ones_certify_nothing_wrong():
     assert lipschitz(lambda x, k=bad: 0. * jax.nn.relu(k * x))(jnp.zeros(2)).value == np.inf
   found = lipschitz(lambda x: 1e-170 * jnp.eye(2) @ jax.nn.relu(x))(jnp.zeros(2))
   assert found.pairs[0, 1] == pytest.approx(2 ** .5 * 1e-170, rel=1e-5)
+
+
+@pytest.mark.parametrize('f', [
+    lambda x: (x * np.float64(1e17) + x) - x * np.float64(1e17),
+    lambda x: conv(x[None], KERNEL) * 1e17 + x[None] - conv(x[None], KERNEL) * 1e17,
+    lambda x: (x.reshape(-1) @ WEIGHT) * 1e17 + x.reshape(-1)[:5] - (x.reshape(-1) @ WEIGHT) * 1e17])
+def test_what_cancels_in_float64_has_an_allowance(f):
+  """Of each the norm is 1 in exact arithmetic; float64 sees 0."""
+  found = lipschitz(f)(jnp.zeros(IMAGE))
+  assert found.value >= 1
+  assert found.kind == 'upper'
+  assert found.slack > 1e-3
+
+
+def test_rows_that_are_nearly_equal_are_still_apart():
+  v = np.random.default_rng(0).normal(size=50)
+  for x in np.abs(v):
+    rows = np.array([[x], [np.nextafter(x, 9)], [4 * x + 1]])
+    found = lipschitz(lambda y, rows=rows: rows @ y)(jnp.zeros(1))
+    assert found.pairs[0, 1] >= np.spacing(x) / 2
+    assert found.pairs[0, 2] == pytest.approx(3 * x + 1, rel=2e-6)
+    assert not np.diagonal(found.pairs).any()
+
+
+def test_gathers_that_promise_to_stay_inside_do_what_they_do_in_a_run():
+  f = lambda x: x.at[jnp.array([7])].get(mode='promise_in_bounds')
+  assert f(jnp.arange(3.)) == 2  # the last one; the derivative that JAX says is 0
+  assert lipschitz(f)(jnp.zeros(3)).value >= 1

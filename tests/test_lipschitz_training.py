@@ -1,4 +1,5 @@
 """Lipschitz training: losses against worked numbers, estimates below bounds, radii that attacks cannot break."""
+import dataclasses
 import functools
 
 import jax
@@ -6,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from ibpjax import nn
 from ibpjax.lipschitz import LipschitzBound, lipschitz
 from ibpjax.lipschitz_estimates import lipschitz_estimate
 from ibpjax.training import lipschitz_losses as losses
@@ -168,7 +171,7 @@ def test_attacks_break_a_control_that_is_vulnerable():
 
 
 def test_radii_of_ties_and_of_wrong_predictions_are_0():
-  bound = LipschitzBound(1., np.ones((3, 3)) - np.eye(3), 'upper', 0., ())
+  bound = LipschitzBound(1., np.ones((3, 3)) - np.eye(3), 'upper', 0., 0., ())
   logits = [[1., 1., 0.], [0., 1., 0.], [2., 1., 0.], [np.nan, 1., 0.]]
   found = lipschitz_radii(logits, [0, 0, 0, 0], bound, error=0.)
   np.testing.assert_allclose(found, [0, 0, 1, 0])
@@ -183,10 +186,10 @@ def test_what_certifies_nothing_is_refused():
     lipschitz_radii([[1., 0., 0.]], [0], found)
   for kind in ('lower', 'probabilistic'):
     with pytest.raises(ValueError, match=f'the bound is {kind} and not upper'):
-      lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), kind, 0., ()))
+      lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), kind, 0., 0., ()))
   with pytest.raises(ValueError, match='no constants of pairs'):
-    lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., None, 'upper', 0., ()))
-  good = LipschitzBound(1., np.ones((3, 3)), 'upper', 0., ())
+    lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., None, 'upper', 0., 0., ()))
+  good = LipschitzBound(1., np.ones((3, 3)), 'upper', 0., 0., ())
   with pytest.raises(ValueError, match=r'labels lie in \[-1, 0\]'):
     lipschitz_radii(np.ones((2, 3)), [-1, 0], good)
   np.testing.assert_allclose(lipschitz_radii([[2., 0., 0.]], [0], good, error=[.1]), [1.6])
@@ -197,7 +200,7 @@ def test_what_certifies_nothing_is_refused():
   with pytest.raises(TypeError, match=r'jax.random.key\(seed\)'):
     lipschitz_estimate(network)(jax.random.PRNGKey(0), params, x)
   with pytest.raises(ValueError, match='logits have shape'):
-    lipschitz_radii([[1., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), 'upper', 0., ()))
+    lipschitz_radii([[1., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), 'upper', 0., 0., ()))
 
 
 @pytest.mark.usefixtures('promotion')
@@ -209,6 +212,76 @@ def test_half_of_the_bound_is_refuted():
   reached = jax.jit(jax.vmap(jax.jacobian(functools.partial(network, params))))(xs)
   norms = np.linalg.svd(np.asarray(reached), compute_uv=False).max(-1)
   assert bound / 2 < norms.max() <= bound
+
+
+IMAGE = 8, 8, 1
+GRAPHDEF, STATE = nnx.split(nn.liresnet(2, 4, input_shape=IMAGE, classes=3, hidden=8, neck=2, rngs=nnx.Rngs(0)))
+
+
+def liresnet(state, x):
+  return nnx.merge(GRAPHDEF, state)(x[None])[0]
+
+
+def image_set(seed):
+  """Three kinds of bars under noise, and which."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, 3, 120)
+  bars = np.zeros((3, *IMAGE))
+  bars[0, 3:5], bars[1, :, 3:5], bars[2, 2:6, 2:6] = .5, .5, -.4
+  return jnp.asarray(np.clip(.4 + bars[labels] + .05 * rng.normal(size=(120, *IMAGE)), 0, 1), jnp.float32), labels
+
+
+@functools.cache
+def trained_images():
+  """Weights of a small LiResNet after sixty steps of EMMA on these."""
+  xs, labels = image_set(0)
+  optimizer, estimate = optax.adam(1e-2), lipschitz_estimate(liresnet, steps=5)
+
+  @jax.jit
+  def run(params):
+    def step(carry, _):
+      params, moments, state = carry
+
+      def loss(params):
+        found, new = estimate(state, params, xs[0])
+        return losses.emma_loss(jax.vmap(liresnet, (None, 0))(params, xs), labels, found.pairs, .5), new
+      gradient, state = jax.grad(loss, has_aux=True)(params)
+      updates, moments = optimizer.update(gradient, moments)
+      return (optax.apply_updates(params, updates), moments, state), None
+    _, state = estimate(jax.random.key(0), params, xs[0])
+    return jax.lax.scan(step, (params, optimizer.init(params), state), length=60)[0][0]
+  return run(STATE)
+
+
+@pytest.mark.usefixtures('promotion')
+def test_bound_power_iteration_and_jacobians_in_order_before_and_after_training():
+  """Each above the next; and half of the bound, once trained against it, is below what Jacobians reach."""
+  xs, _ = image_set(1)
+  for state, share in ((STATE, .3), (trained_images(), .5)):
+    bound = lipschitz(liresnet)(state, xs[0])
+    found, _ = lipschitz_estimate(liresnet, steps=500)(jax.random.key(1), state, xs[0])
+    jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(liresnet, 1), (None, 0)))(state, xs), np.float64)
+    jacobians = jacobians.reshape(len(xs), 3, -1)
+    reached = np.linalg.svd(jacobians, compute_uv=False).max()
+    assert share * bound.value < reached <= float(found.value) <= bound.value <= 1.01 * float(found.value)
+    across = np.linalg.norm(jacobians[:, :, None] - jacobians[:, None], axis=-1).max(0)
+    assert np.all(across <= np.asarray(found.pairs) + 1e-6)
+    assert np.all(np.asarray(found.pairs) <= bound.pairs + 1e-6)
+  assert not np.allclose(STATE['layers'][1]['kernel'][...], trained_images()['layers'][1]['kernel'][...])
+
+
+@pytest.mark.usefixtures('promotion')
+def test_attacks_inside_of_radii_of_a_trained_convolutional_network_break_nothing():
+  """Nor do they at three times the radii of half of the constants: there they break, and so would have shown it."""
+  (xs, labels), params = image_set(1), trained_images()
+  logits = jax.vmap(liresnet, (None, 0))(params, xs)
+  bound = lipschitz(liresnet)(params, xs[0])
+  radii = lipschitz_radii(logits, labels, bound)
+  assert np.mean(radii > .1) > .8
+  assert np.all(attacked(liresnet, params, xs, labels, jnp.asarray(radii, jnp.float32))[radii > 0] > 0)
+  third = dataclasses.replace(bound, pairs=bound.pairs / 3)
+  wrong = lipschitz_radii(logits, labels, third)
+  assert np.mean(attacked(liresnet, params, xs, labels, jnp.asarray(wrong, jnp.float32)) <= 0) >= .95
 
 
 @pytest.mark.parametrize('scale', [1., 1e5])

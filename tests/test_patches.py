@@ -79,3 +79,6 @@ def test_other_strides_and_padding_are_refused():
     as_convolution(drawn(1, 4, 4, 3), drawn(2, 2, 3, 4), (1, 1), ((0, 0), (0, 0)))
   with pytest.raises(ValueError, match='do not overlap'):
     as_convolution(drawn(1, 4, 4, 3), drawn(2, 2, 3, 4), (2, 2), ((1, 0), (0, 0)))
+  for options in (dict(rhs_dilation=(3, 3)), dict(lhs_dilation=(2, 1)), dict(feature_group_count=3)):
+    with pytest.raises(ValueError, match='have neither'):
+      as_convolution(drawn(1, 4, 4, 3), drawn(2, 2, 3, 4), (2, 2), ((0, 0), (0, 0)), **options)

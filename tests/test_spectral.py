@@ -1,4 +1,5 @@
 """Spectral norms: every bound against the singular values of the matrix that JAX's own convolution is."""
+import dataclasses
 import functools
 
 import jax
@@ -82,6 +83,39 @@ def test_no_bound_is_below_the_norm(name, kernel):
     assert BOUNDS['Lanczos'](convolution).value <= 1.01 * norm
 
 
+@pytest.mark.parametrize('name', ['same', 'odd', 'wide', 'strided', 'stem', 'even kernel', 'one-sided'])
+def test_what_is_too_large_for_its_matrix_is_certified_by_a_factorisation(monkeypatch, name):
+  """To the norm itself; by the torus alone where the band is too large too."""
+  monkeypatch.setattr(spectral_convolutions, 'WHOLE', 0)
+  convolution = made(name, 'random')
+  norm = truth(convolution)
+  found = spectral_convolutions.certified(convolution)
+  assert 'Cholesky' in found.method
+  assert found.kind == 'upper'
+  assert norm <= found.value <= norm * (1 + 1e-3)
+  coarse = spectral_convolutions.certified(convolution, band=1)
+  assert 'torus' in coarse.method
+  assert found.value <= coarse.value <= 1.6 * norm
+
+
+@pytest.mark.parametrize('scale', [1e-300, 1e-161, 1e-100, 1e-82, 1e78, 1e150])
+def test_squares_that_would_vanish_or_overflow_prove_nothing_wrong(scale):
+  for seed in range(5):
+    kernel = np.random.default_rng(seed).normal(size=(3, 3, 2, 2))
+    small = Convolution(kernel, (5, 5), padding=SAME)
+    convolution = dataclasses.replace(small, kernel=scale * kernel)
+    norm = scale * truth(small)
+    for candidate in (norm * (1 + 1e-9), norm * (1 - 1e-9)):
+      found = spectral_convolutions.by_cholesky(convolution, candidate, 1e-12)
+      assert norm * (1 - 1e-14) <= found.value
+    assert spectral_convolutions.by_cholesky(convolution, norm).value <= norm * (1 + 1e-6)
+    matrix, rng = small.sparse() * max(scale, 1e-140), np.random.default_rng(1)
+    for found, of in ((spectral_convolutions.by_lanczos(convolution, rng), norm),
+                      (spectral.lanczos(lambda v, m=matrix: m.T @ (m @ v), matrix.shape[1], rng),
+                       max(scale, 1e-140) * truth(small))):
+      assert of * (1 - 1e-14) <= found.value <= of * 1.01
+
+
 @pytest.mark.parametrize('seed', range(40))
 def test_torus_is_a_bound_and_that_of_the_image_itself_is_none(seed):
   """Random kernels of many sizes; the published trap of N = n is met among them."""
@@ -106,6 +140,13 @@ def test_torus_of_the_image_itself_is_too_small():
   circle = spectral_convolutions.by_torus(Convolution(kernel, (1, 3), circular=True))
   assert circle.value == pytest.approx(1.5)
   assert spectral_convolutions.by_torus(straight).value == pytest.approx(2)
+
+
+def test_slack_is_all_that_a_value_has_beside_the_norm():
+  kernel = np.random.default_rng(0).choice([-1., 1.], (5, 5, 1, 1))
+  found = spectral_convolutions.by_torus(Convolution(kernel, (5, 5), circular=True))
+  norm = truth(Convolution(kernel, (5, 5), circular=True))
+  assert 1e-15 < found.value / norm - 1 <= 2 * found.slack
 
 
 @pytest.mark.parametrize('size', [(4, 4), (5, 7)])
