@@ -22,10 +22,19 @@ _ANALYSED = 200   # examples whose bounds are looked at layer by layer
 one = ibpjax.batched(lambda model, x: model(x))
 
 
-def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Callable[..., dict[str, Any]]:
-  """(params, batch_stats) -> natural and verified error in per cent on a whole split, named after it; and more."""
+def evaluator(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Callable[..., Any]:
+  """What measures a network on a whole split.
+
+  Takes params, batch_stats and what it has seen (first `unseen`); returns natural and verified error in per cent, named
+  after the split, and more, and what it has seen now.
+  """
   make = _of_lipschitz if FLAGS.loss in recipe.LIPSCHITZ else _of_boxes
   return make(graphdef, facts, split, name, eps)
+
+
+def unseen(split: Any) -> Any:
+  """What an evaluator compares the next time, at first: the nearest other class of each example; None of nothing."""
+  return jnp.full(len(split), -1, jnp.int32) if FLAGS.loss in recipe.LIPSCHITZ else None
 
 
 def pixels(facts: datasets.Facts, images: Any) -> Any:
@@ -33,7 +42,7 @@ def pixels(facts: datasets.Facts, images: Any) -> Any:
   return facts.pixels(augment.centre_crop(images, facts.shape[0]))
 
 
-def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Callable[..., dict[str, Any]]:
+def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Callable[..., Any]:
   """Verified by IBP on l-infinity balls, as trained: no allowance. And how bounds of the first examples grow from
   layer to layer; with --loss=etb, what expected bounds are worth."""
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
@@ -55,7 +64,7 @@ def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
     return expectations(one, model, x, labels, eps, points)
   first, mesh = next(iter(pipeline.evaluation_batches(split, _ANALYSED, 0))), parallel.data_mesh()
 
-  def evaluate(params, batch_stats):
+  def evaluate(params, batch_stats, seen):
     layers = {k: np.asarray(v, float).tolist() for k, v in growth(params, batch_stats, first[0]).items()}
     batches = pipeline.evaluation_batches(split, 1000, FLAGS.workers)
     counts = np.sum([wrong(params, batch_stats, *parallel.spread(mesh, *b)) for b in batches], axis=0)
@@ -64,20 +73,19 @@ def _of_boxes(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: 
       found = drops(expected(params, batch_stats, *first))
       layers['slack'] = found.pop('slack')
       errors |= {f'expected_{k}': v for k, v in found.items() if v is not None}
-    return errors | dict(layers=layers)
+    return errors | dict(layers=layers), seen
   return evaluate
 
 
-def _of_lipschitz(graphdef: Any, facts: datasets.Facts, split: Any, name: str,
-                  eps: float) -> Callable[..., dict[str, Any]]:
+def _of_lipschitz(graphdef: Any, facts: datasets.Facts, split: Any, name: str, eps: float) -> Callable[..., Any]:
   """Verified by the Lipschitz bound on l2 balls; that bound; and of how many examples another class is now nearest."""
   @functools.partial(jax.jit, compiler_options=training.compiler_options())
   def logits(params, batch_stats, images):
     with jax.default_matmul_precision('highest'):
       return nnx.merge(graphdef, params, batch_stats)(pixels(facts, images))
-  before, mesh = list[np.ndarray](), parallel.data_mesh()
+  mesh = parallel.data_mesh()
 
-  def evaluate(params, batch_stats):
+  def evaluate(params, batch_stats, seen):
     whole = parallel.gathered((params, batch_stats))
     bound = ibpjax.lipschitz(one)(nnx.merge(graphdef, *whole), jnp.zeros(facts.shape))
     batches = list(pipeline.evaluation_batches(split, 1000, FLAGS.workers))
@@ -88,8 +96,8 @@ def _of_lipschitz(graphdef: Any, facts: datasets.Facts, split: Any, name: str,
     measured = {f'{name}_error': 100 * float(np.mean(z.argmax(-1) != labels)),
                 f'{name}_verified_error': 100 * (1 - verified_accuracy(lipschitz_radii(z, labels, bound), eps)),
                 'lipschitz': bound.value}
-    if before:
-      measured['rotation'] = float(np.mean(near != before.pop()))
-    before.append(near)
-    return measured
+    before = parallel.gathered(seen)
+    if (before >= 0).all():
+      measured['rotation'] = float(np.mean(near != before))
+    return measured, near.astype(np.int32)
   return evaluate

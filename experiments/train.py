@@ -265,6 +265,9 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     runs.begin(out, config | dict(parameters=runs.parameters(model)), {f.name: f.default for f in known})
   saved = runs.checkpoints(out)
   now, before, averaged = dict[str, Any](state=state, sums=zeros()), 0., 0
+  split, name = (data.validation, 'validation') if data.validation else (data.test, 'test')
+  if (seen := measures.unseen(split)) is not None:
+    now['seen'] = seen
   if FLAGS.swa_from is not None:
     now['mean'] = jax.tree.map(jnp.zeros_like, state.params)
   if saved.steps():
@@ -290,10 +293,9 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
     drawn(out, log.records)
     print(f'{out} is finished: {total} steps. Delete the folder to train again')
     return log.records[-1]
-  split, name = (data.validation, 'validation') if data.validation else (data.test, 'test')
   evaluate = measures.evaluator(graphdef, facts, split, name, FLAGS.eps if FLAGS.test_eps is None else FLAGS.test_eps)
 
-  def measured(params):
+  def statistics_of(params):
     clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
     return training.measured_batch_stats(graphdef, params, now['state'].batch_stats, clean)
 
@@ -316,12 +318,15 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
           now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
         if FLAGS.population_statistics:
-          now['state'] = dataclasses.replace(now['state'], batch_stats=measured(now['state'].params))
+          now['state'] = dataclasses.replace(now['state'], batch_stats=statistics_of(now['state'].params))
         params, batch_stats = now['state'].params, now['state'].batch_stats
         if number == total and averaged:
-          params, batch_stats = now['mean'], measured(now['mean'])
+          params, batch_stats = now['mean'], statistics_of(now['mean'])
         if epoch % FLAGS.evaluate_every == 0 or number == total:
-          means |= evaluate(params, batch_stats)
+          measured, seen = evaluate(params, batch_stats, now.get('seen'))
+          means |= measured
+          if seen is not None:
+            now['seen'] = jax.device_put(seen, layouts['seen'])
         log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
         log.say(FLAGS.epochs, bar)
         if (ratio := means.get('expected_ratio_centred')) is not None and ratio < 1:

@@ -1,6 +1,7 @@
 """What the flags of training do: each changes what it says."""
 import contextlib
 import importlib
+import json
 import re
 
 import jax
@@ -247,12 +248,37 @@ def test_evaluation(given):
   logits = np.asarray(model(jnp.asarray(images, jnp.float32) / facts.levels))
   labels = np.where(rng.uniform(size=37) < .7, logits.argmax(-1), 0).astype(np.int32)
   split = Split(images, labels)
-  at = {eps: measures.evaluator(graphdef, facts, split, 'test', eps)(*params) for eps in (0., .003, .5)}
+  at = {eps: measures.evaluator(graphdef, facts, split, 'test', eps)(*params, None)[0] for eps in (0., .003, .5)}
   wrong = 100 * np.mean(logits.argmax(-1) != labels)
   for found in at.values():
     assert found['test_error'] == pytest.approx(wrong)
   assert at[0.]['test_verified_error'] == pytest.approx(wrong)
   assert wrong <= at[.003]['test_verified_error'] < at[.5]['test_verified_error'] == 100
+
+
+class After(float):
+  """A deadline that is over at the nth look at the clock."""
+
+  def __lt__(self, now):
+    self.left -= 1
+    return self.left <= 0
+
+
+def test_a_lipschitz_run_that_was_stopped_measures_what_one_does_that_was_not(given, tmp_path):
+  """Also which classes threaten, that are compared with those of the evaluation before; stopped right after it."""
+  given('--model=liresnet', '--depth=1', '--width=4', '--neck=2', '--loss=emma', '--epochs=3', '--batch_size=500',
+        '--warmup_epochs=0', '--ramp_epochs=2', '--kappa_start=0', '--eps=.3')
+  data = datasets.load('digits', '')
+  stop = After()
+  stop.left = 2  # steps an epoch
+  assert train.train(data, tmp_path / 'stopped', 0, stop) is None
+  found = [train.train(data, tmp_path / name, 0, float('inf')) for name in ('stopped', 'whole')]
+  lines = [[json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+           for name in ('stopped', 'whole')]
+  for one, other in zip(*lines, strict=True):
+    assert one | dict(seconds=0) == other | dict(seconds=0)
+  assert [('rotation' in line) for line in lines[0]] == [False, True, True]
+  assert found[0]['rotation'] == lines[0][-1]['rotation'] > 0
 
 
 def test_runs_that_diverge_are_refused():
