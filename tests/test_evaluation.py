@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ibpjax
-from experiments import evaluation, radii
+from experiments import evaluation, plots_lipschitz, radii
 from experiments.flags import radius
 from ibpjax.training import parallel
 from ibpjax.verification.report import summarise
@@ -355,3 +355,16 @@ def test_an_audit_of_a_network_that_is_switched_off():
     found = radii.audit(f, jnp.asarray(scale), bound, jnp.ones((2, 2)), steps=20)
     assert found['reached'] == pytest.approx(reached)
     assert ('inf' in radii.audit_table(found)) == (not scale)
+
+
+def test_pictures_of_lipschitz_networks(tmp_path):
+  """Of several runs and kinds of blocks; of networks that are constant too."""
+  plots_lipschitz.radii(tmp_path / 'radii.png', dict(a=[np.inf] * 5 + [0.] * 5, b=[.5, 1.]))
+  plots_lipschitz.depth(tmp_path / 'depth.png', [
+      dict(block=block, depth=depth, eps=eps, verified=90 - depth - eps)
+      for block in ('linear', 'conventional') for depth in (4, 1) for eps in (.5, 1.)])
+  audit = dict(bound=3., power_iteration=2., reached=1.)
+  plots_lipschitz.tightness(tmp_path / 'tightness.png', dict(linear=audit, conventional=audit, off=audit | dict(
+      bound=0., power_iteration=0., reached=0.)))
+  assert all(path.read_bytes().startswith(b'\x89PNG') for path in tmp_path.iterdir())
+  assert len(list(tmp_path.iterdir())) == 3

@@ -48,6 +48,8 @@ def test_emma_gives_a_class_no_more_than_the_boundary_and_its_radius_no_gradient
     assert float(z.max()) <= 1e-12
   gradient = jax.grad(lambda k: losses.emma_logits(logits, labels, k, .3)[0, 1])(pairs)
   assert float(gradient[0, 1]) == pytest.approx(.589256 * .3, abs=1e-6)
+  by_logits = jax.jacobian(lambda z: losses.emma_logits(z, labels, pairs, .3)[0])(logits)[:, 0]
+  np.testing.assert_allclose(by_logits, [[0, 0, 0], [-1, 1, 0], [-1, 0, 1]])  # of the differences alone
   wrong = losses.emma_logits(logits, jnp.array([2]), pairs, .3)
   assert float(wrong[0, 0]) == pytest.approx(5 + .01 * .3 * float(pairs[2, 0]))
 
@@ -177,6 +179,8 @@ def test_radii_of_ties_and_of_wrong_predictions_are_0():
   np.testing.assert_allclose(found, [0, 0, 1, 0])
   assert found[2] < 1  # rounded down
   assert lipschitz_radii([[1., 1 - 1e-6, 0.]], [0], bound)[0] == 0  # within the error of the logits
+  constant = dataclasses.replace(bound, pairs=np.zeros((3, 3)))
+  np.testing.assert_array_equal(lipschitz_radii([[2., 1., 0.], [1., 1., 1.]], [0, 0], constant), [np.inf, 0])
 
 
 def test_what_certifies_nothing_is_refused():

@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ibpjax
+from ibpjax import nn
 from ibpjax.local_lipschitz import jacobian_bounds, local_lipschitz
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -105,6 +107,19 @@ def test_crown_is_tighter_and_both_are_tighter_than_global_ones(name):
   assert reached <= narrow <= wide
   assert narrow < 2 * reached
   assert narrow < ibpjax.lipschitz(f)(box.centre).value
+
+
+@pytest.mark.usefixtures('promotion')
+def test_liresnets_have_local_bounds():
+  """Above what is sampled, and in a small box below the global one."""
+  model = nn.liresnet(1, 2, input_shape=(6, 6, 1), classes=2, hidden=4, neck=3, rngs=nnx.Rngs(0))
+  graphdef, state = nnx.split(model)
+  model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.float64), state))
+  f = functools.partial(lambda model, x: model(x[None])[0], model)
+  box = ibpjax.linf_ball(jnp.asarray(RNG.uniform(.2, .8, size=(6, 6, 1))), 1e-5)
+  found = float(local_lipschitz(f)(box))
+  _, jacobians = sampled(f, box)
+  assert max(np.linalg.norm(j, 2) for j in jacobians) <= found < ibpjax.lipschitz(f)(box.centre).value
 
 
 def test_known_answers():
