@@ -35,18 +35,20 @@ def opened(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-  """Accuracies of each run in per cent, the bound, and what Jacobians reach, in Markdown."""
+  """Accuracies of each run in per cent, the bound and the mean of those of pairs, and what Jacobians reach of both."""
   balls = sorted({r['eps'] for run in found.values() for r in run['results']})
   rates = [f'{kind} {radius_text(eps)}' for eps in balls for kind in ('VRA', 'PGD')]
-  head = ['run', 'loss', 'block', 'depth', 'clean', *rates, 'bound', 'reached', 'bound / reached']
+  head = ['run', 'loss', 'block', 'depth', 'clean', *rates, 'bound', 'reached', 'pairs', 'reached', 'pairs / reached']
   rows = []
   for name, run in found.items():
     config, audit, at = run['config'], run['audit'], {r['eps']: r for r in run['results']}
     rates = [f'{100 - at[eps][key]:.2f}' if eps in at else '-' for eps in balls
              for key in ('verified_error', 'attacked_error')]
-    sizes = ['-'] * 3
+    sizes = ['-'] * 5
     if audit:
-      sizes = [f'{audit["bound"]:.4g}', f'{audit["reached"]:.4g}', f'{over(audit["bound"], audit["reached"]):.3f}']
+      pairs = audit['pairs']
+      sizes = [f'{x:.4g}' for x in (audit['bound'], audit['reached'], pairs['bound'], pairs['reached'])]
+      sizes.append(f'{over(pairs["bound"], pairs["reached"]):.3f}')
     rows.append([name, config['loss'], config.get('block') or 'linear', str(config.get('depth') or '-'),
                  f'{100 - run["results"][0]["natural_error"]:.2f}', *rates, *sizes])
   return logs.markdown_table(head, rows)

@@ -145,6 +145,9 @@ def audit_table(found: dict[str, Any]) -> str:
   rows.append(['all', f'{found["bound"]:.6g}', found['kind'], f'{found["power_iteration"]:.6g}',
                f'{100 * (over(found["bound"], found["power_iteration"]) - 1):.3f} %',
                f'Jacobians of {found["examples"]} examples reach {found["reached"]:.6g}'])
+  pairs = found['pairs']
+  rows.append(['pairs of outputs, mean', f'{pairs["bound"]:.6g}', found['kind'], '', '',
+               f'Jacobians reach {pairs["reached"]:.6g}; worst pair, bound / reached: {pairs["gap"]:.4g}'])
   return logs.markdown_table(head, rows)
 
 

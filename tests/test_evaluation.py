@@ -363,8 +363,7 @@ def test_pictures_of_lipschitz_networks(tmp_path):
   plots_lipschitz.depth(tmp_path / 'depth.png', [
       dict(block=block, depth=depth, eps=eps, verified=90 - depth - eps)
       for block in ('linear', 'conventional') for depth in (4, 1) for eps in (.5, 1.)])
-  audit = dict(bound=3., power_iteration=2., reached=1.)
-  plots_lipschitz.tightness(tmp_path / 'tightness.png', dict(linear=audit, conventional=audit, off=audit | dict(
-      bound=0., power_iteration=0., reached=0.)))
+  audits = [dict(pairs=dict(bound=bound, reached=bound / 2)) for bound in (3., 2., 0.)]
+  plots_lipschitz.tightness(tmp_path / 'tightness.png', dict(zip(('linear', 'conventional', 'off'), audits)))
   assert all(path.read_bytes().startswith(b'\x89PNG') for path in tmp_path.iterdir())
   assert len(list(tmp_path.iterdir())) == 3
