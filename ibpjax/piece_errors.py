@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives as P
 
@@ -30,7 +29,7 @@ def magnitudes(piece: Piece) -> Piece:
     elif eqn.key in affine.WEIGHTED:
       slot = 1 if eqn.inputs[0].id in piece.program.perturbed else 0
       weights = dataclasses.replace(eqn.inputs[slot], id=-1 - len(equations))  # an id that no value has
-      known[weights.id] = jnp.abs(piece.known[eqn.inputs[slot].id])
+      known[weights.id] = np.abs(np.asarray(piece.known[eqn.inputs[slot].id]))
       eqn = dataclasses.replace(eqn, inputs=tuple(weights if i == slot else v for i, v in enumerate(eqn.inputs)))
     equations.append(eqn)
   return dataclasses.replace(piece, known=known, equations=tuple(equations))
