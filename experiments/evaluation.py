@@ -27,6 +27,11 @@ def example_key(seed: Any, eps: Any, index: Any, attack: Any) -> Any:
   return functools.reduce(jax.random.fold_in, (at, attack, index), jax.random.key(seed))
 
 
+def filled(part: np.ndarray, size: int) -> np.ndarray:
+  """So many, the last one repeated: one shape for all batches."""
+  return np.pad(part, (0, size - len(part)), mode='edge')
+
+
 class Cascade:
   """Records of batches of examples: methods from cheap to tight, then attacks.
 
@@ -86,7 +91,7 @@ class Cascade:
         part, room = which[start:start + size], size
         while size < self.batch_size and room // 2 >= max(len(part), _LEAST):
           room //= 2
-        padded = np.pad(part, (0, room - len(part)), mode='edge')
+        padded = filled(part, room)
         arguments = images[padded], labels[padded], indices[padded]
         if self.mesh is not None:
           arguments = parallel.spread(self.mesh, *arguments)[:-1]

@@ -12,7 +12,7 @@ import numpy as np
 
 import ibpjax
 from experiments import logs
-from experiments.evaluation import Records, example_key, fingerprint
+from experiments.evaluation import Records, example_key, filled, fingerprint
 from ibpjax.training.attacks import pgd_l2_by_steps
 from ibpjax.verification.radii import lipschitz_radii, logit_errors
 from ibpjax.verification.report import verdict
@@ -57,14 +57,13 @@ class Radii:
       verified = correct & (radii > eps)
       worst = np.full(n, np.inf, np.float32)
       for place, (steps, restarts) in enumerate(self.attacks):
-        def attack(x, y, at, place=place, steps=steps, restarts=restarts):
-          return pgd_l2_by_steps(self.f, self.params, x, y, eps, self.keys(at, eps, place), steps=steps,
-                                 restarts=restarts)[1]
         which = np.flatnonzero(correct & ~verified & (worst > 0)) if place else np.arange(n)
         size = max(1, self.batch_size // 8) if place else self.batch_size
         for start in range(0, len(which), size):
           part = which[start:start + size]
-          found = attack(*(array[_filled(part, size)] for array in (images, labels, indices)))
+          x, y, at = (array[filled(part, size)] for array in (images, labels, indices))
+          _, found = pgd_l2_by_steps(self.f, self.params, x, y, eps, self.keys(at, eps, place), steps=steps,
+                                     restarts=restarts)
           worst[part] = np.minimum(worst[part], found[:len(part)])  # NaN stays
     seconds = (time.perf_counter() - begin) / n
     return [dict(index=int(indices[i]), label=int(labels[i]), prediction=int(logits[i].argmax()), eps=eps,
@@ -74,18 +73,13 @@ class Radii:
 
   def _certified(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """(logits as the network computes them, certified radius, allowance for the error of logits) of each example."""
-    which = _filled(np.arange(len(images)), self.batch_size)
+    which = filled(np.arange(len(images)), self.batch_size)
     x = jnp.asarray(images[which])
     with jax.enable_x64(True):
       exact = np.asarray(self.logits(self.wide, wide(x)))
       errors = logit_errors(self.f, self.wide, wide(x), exact)
     radii = lipschitz_radii(exact, labels[which], self.bound, error=errors)
     return tuple(found[:len(images)] for found in (np.asarray(self.logits(self.params, x)), radii, errors))
-
-
-def _filled(part: np.ndarray, size: int) -> np.ndarray:
-  """So many, the last one repeated: one shape for all batches."""
-  return np.pad(part, (0, size - len(part)), mode='edge')
 
 
 def wide(x: Any) -> Any:

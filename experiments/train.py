@@ -264,10 +264,8 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
   if first:
     runs.begin(out, config | dict(parameters=runs.parameters(model)), {f.name: f.default for f in known})
   saved = runs.checkpoints(out)
-  now, before, averaged = dict[str, Any](state=state, sums=zeros()), 0., 0
   split, name = (data.validation, 'validation') if data.validation else (data.test, 'test')
-  if (seen := measures.unseen(split)) is not None:
-    now['seen'] = seen
+  now, before, averaged = dict[str, Any](state=state, sums=zeros(), seen=measures.unseen(split)), 0., 0
   if FLAGS.swa_from is not None:
     now['mean'] = jax.tree.map(jnp.zeros_like, state.params)
   if saved.steps():
@@ -323,10 +321,9 @@ def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float)
         if number == total and averaged:
           params, batch_stats = now['mean'], statistics_of(now['mean'])
         if epoch % FLAGS.evaluate_every == 0 or number == total:
-          measured, seen = evaluate(params, batch_stats, now.get('seen'))
+          measured, seen = evaluate(params, batch_stats, now['seen'])
           means |= measured
-          if seen is not None:
-            now['seen'] = jax.device_put(seen, layouts['seen'])
+          now['seen'] = jax.device_put(seen, layouts['seen'])
         log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
         log.say(FLAGS.epochs, bar)
         if (ratio := means.get('expected_ratio_centred')) is not None and ratio < 1:

@@ -104,13 +104,13 @@ def _contracted(eqn: Equation, operands: Sequence[Any]) -> Interval:
 def run(eqn: Equation, *operands: Any) -> list[Any]:
   """Runs one equation; convolutions without strides, and of windows apart, by some whose derivatives are fast."""
   p = eqn.params
-  by: Callable | None = None
+  by: Callable
   if _is_plain(eqn) and set(p['window_strides']) == {1}:
     by = functools.partial(convolve, padding=p['padding'], precision=p['precision'], dtype=p['preferred_element_type'])
   elif _is_plain(eqn) and _apart(eqn):
     by = functools.partial(patches, precision=p['precision'])
-  if by is None:
-    return rebind(eqn, *operands)
+  else:
+    return rebind(_definite(eqn), *operands)
   (x, kernel), numbers = operands, p['dimension_numbers']
   (batch, features, *space), (out, into, *taps) = numbers.lhs_spec, numbers.rhs_spec
   found = by(jnp.transpose(x, (batch, *space, features)), jnp.transpose(kernel, (*taps, into, out)))
@@ -154,8 +154,8 @@ def _dot_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, 
   return value, slope.astype(value.dtype)
 
 
-def definite(eqn: Equation) -> Equation:
-  """Indices promised to be in bounds do in the pull-back what they do in a run: gathers clamp, scatters drop."""
+def _definite(eqn: Equation) -> Equation:
+  """Indices promised to be in bounds do in derivatives what they do in a run: gathers clamp, scatters drop."""
   modes = {P.gather_p: lax.GatherScatterMode.CLIP, P.scatter_add_p: lax.GatherScatterMode.FILL_OR_DROP}
   if eqn.primitive in modes and eqn.params['mode'] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
     return dataclasses.replace(eqn, params=eqn.params | dict(mode=modes[eqn.primitive]))
@@ -195,7 +195,7 @@ def push_forward(eqn: Equation, operands: Sequence[Any], coefficients: dict[int,
     coefficients: number of a perturbed operand -> its coefficients below and above, of its shape.
   """
   flags = [i in coefficients for i in range(len(operands))]
-  linear, known = _linear(definite(eqn), operands, flags)
+  linear, known = _linear(_definite(eqn), operands, flags)
   return image(linear, [coefficients.get(i, x) for i, x in enumerate(known)])
 
 
@@ -262,7 +262,7 @@ def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
     One array of the shape of each perturbed operand, in order, and the scalar constant part.
   """
   slots = [i for i, p in enumerate(perturbed) if p]
-  eqn = definite(eqn)
+  eqn = _definite(eqn)
 
   def fill(xs, rest):
     put = dict(zip(slots, xs))

@@ -55,7 +55,7 @@ class Piece:
         return env[v.id] if v.id in env else jnp.zeros(v.shape, v.dtype)
       return self.known[v.id]
     for eqn in self.equations:
-      out = affine.run(affine.definite(eqn), *map(read, eqn.inputs))
+      out = affine.run(eqn, *map(read, eqn.inputs))
       env |= zip((v.id for v in eqn.outputs), out, strict=True)
     return tuple(map(read, self.target.operands))
 

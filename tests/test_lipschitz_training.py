@@ -104,28 +104,33 @@ def test_derivatives_of_estimates_are_finite_differences():
   assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
 
 
+def trained_by_emma(f, params, xs, labels, eps, length):
+  """The parameters of a network after so many steps of EMMA."""
+  optimizer, estimate = optax.adam(1e-2), lipschitz_estimate(f, steps=5)
+
+  @jax.jit
+  def run(params):
+    def step(carry, _):
+      params, moments, state = carry
+
+      def loss(params):
+        found, new = estimate(state, params, xs[0])
+        return losses.emma_loss(jax.vmap(f, (None, 0))(params, xs), labels, found.pairs, eps), new
+      gradient, state = jax.grad(loss, has_aux=True)(params)
+      updates, moments = optimizer.update(gradient, moments)
+      return (optax.apply_updates(params, updates), moments, state), None
+    _, state = estimate(jax.random.key(0), params, xs[0])
+    return jax.lax.scan(step, (params, optimizer.init(params), state), length=length)[0][0]
+  return run(params)
+
+
 def trained(seed=0):
   """(params, xs, labels) after a hundred steps of EMMA on three clouds of points."""
   rng = np.random.default_rng(seed)
   centres = rng.normal(size=(3, 5))
   labels = jnp.asarray(rng.integers(0, 3, 200))
   xs = jnp.asarray(centres[np.asarray(labels)] + .3 * rng.normal(size=(200, 5)))
-  params, optimizer = params_of(seed), optax.adam(1e-2)
-  estimate = lipschitz_estimate(network, steps=5)
-
-  @jax.jit
-  def step(carry, _):
-    params, moments, state = carry
-
-    def loss(params):
-      found, new = estimate(state, params, xs[0])
-      return losses.emma_loss(jax.vmap(network, (None, 0))(params, xs), labels, found.pairs, .2), new
-    gradient, state = jax.grad(loss, has_aux=True)(params)
-    updates, moments = optimizer.update(gradient, moments)
-    return (optax.apply_updates(params, updates), moments, state), None
-  _, state = estimate(jax.random.key(0), params, xs[0])
-  (params, *_), _ = jax.lax.scan(step, (params, optimizer.init(params), state), length=100)
-  return params, xs, labels
+  return trained_by_emma(network, params_of(seed), xs, labels, .2, 100), xs, labels
 
 
 def attacked(f, params, xs, labels, radii, steps=60):
@@ -238,23 +243,7 @@ def image_set(seed):
 @functools.cache
 def trained_images():
   """Weights of a small LiResNet after sixty steps of EMMA on these."""
-  xs, labels = image_set(0)
-  optimizer, estimate = optax.adam(1e-2), lipschitz_estimate(liresnet, steps=5)
-
-  @jax.jit
-  def run(params):
-    def step(carry, _):
-      params, moments, state = carry
-
-      def loss(params):
-        found, new = estimate(state, params, xs[0])
-        return losses.emma_loss(jax.vmap(liresnet, (None, 0))(params, xs), labels, found.pairs, .5), new
-      gradient, state = jax.grad(loss, has_aux=True)(params)
-      updates, moments = optimizer.update(gradient, moments)
-      return (optax.apply_updates(params, updates), moments, state), None
-    _, state = estimate(jax.random.key(0), params, xs[0])
-    return jax.lax.scan(step, (params, optimizer.init(params), state), length=60)[0][0]
-  return run(STATE)
+  return trained_by_emma(liresnet, STATE, *image_set(0), .5, 60)
 
 
 @pytest.mark.usefixtures('promotion')
@@ -276,7 +265,7 @@ def test_bound_power_iteration_and_jacobians_in_order_before_and_after_training(
 
 @pytest.mark.usefixtures('promotion')
 def test_attacks_inside_of_radii_of_a_trained_convolutional_network_break_nothing():
-  """Nor do they at three times the radii of half of the constants: there they break, and so would have shown it."""
+  """At three times these radii, those of a third of the constants, they break, and so would have shown it."""
   (xs, labels), params = image_set(1), trained_images()
   logits = jax.vmap(liresnet, (None, 0))(params, xs)
   bound = lipschitz(liresnet)(params, xs[0])
