@@ -7,6 +7,7 @@ the unit roundoff to allow for, 0 for bounds in exact arithmetic.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,8 +30,8 @@ def radius(x: Interval) -> Any:
 
 
 def gamma(n: float, u: float) -> float:
-  """n u / (1 - n u), the relative error of n operations of roundoff u."""
-  return n * u / max(1 - n * u, 1e-3)
+  """(1 + u)**n - 1 or more, the relative error of n operations of roundoff u."""
+  return n * u / (1 - n * u) if n * u < .5 else math.expm1(min(2 * n * u, 60))
 
 
 def largest(x: Interval) -> Any:

@@ -102,7 +102,16 @@ def _given(f: Callable, intermediate: Any, args: tuple, kwargs: dict, options: d
   if isinstance(intermediate, str):
     method, taken = METHODS[intermediate]
     return method(f, intermediates=True, **{name: options[name] for name in taken})(*args, **kwargs)[1]
-  return intermediate(f, intermediates=True)(*args, **kwargs)[1]
+  remedy = 'a transformation called with intermediates=True returns (bounds, Intermediates), as ibpjax.ibp does'
+  name = getattr(intermediate, '__name__', repr(intermediate))
+  try:
+    transformed = intermediate(f, intermediates=True)
+  except TypeError as e:
+    raise TypeError(f'intermediate={name} cannot return the bounds of intermediate values ({e}): {remedy}') from e
+  found = transformed(*args, **kwargs)
+  if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Intermediates)):
+    raise TypeError(f'intermediate={name} returned {type(found).__name__}: {remedy}')
+  return found[1]
 
 
 def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:

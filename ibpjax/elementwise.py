@@ -185,6 +185,6 @@ def _finite_lists(slopes: tuple[Any, Any], x: Interval) -> list[list[Any]]:
 
 
 # Rows that relaxations of other equations are made of.
-relu = kinks(0., trend=1)
-square = Elementwise(lambda k: (k / 2,), stationary=(0.,))
-reciprocal = Elementwise(lambda k: (jnp.abs(k) ** -.5, -jnp.abs(k) ** -.5), pole=0.)
+relu = kinks(0., trend=1, roundings=0)
+square = Elementwise(lambda k: (k / 2,), stationary=(0.,), roundings=16)
+reciprocal = Elementwise(lambda k: (jnp.abs(k) ** -.5, -jnp.abs(k) ** -.5), pole=0., roundings=16)

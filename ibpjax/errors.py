@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
 from ibpjax import affine
+from ibpjax.accuracy import SUMS, of_value, roundings, unit
 from ibpjax.composites import Composite
-from ibpjax.elementwise import row as rule_of
 from ibpjax.interval import Interval, is_set
 from ibpjax.planes import Maps, Planes, Slopes
 from ibpjax.program import Equation, Program, rebind
 from ibpjax.reductions import times
-from ibpjax.rounding import SUMS, gamma, magnitude, roundings, unit
+from ibpjax.rounding import flushed, gamma, magnitude, vanished
+from ibpjax.subnormal import least_kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +55,24 @@ class Errors:
         self.found[id(eqn)] = of_planes(eqn, planes, operands, sizes, self.env[eqn.outputs[0].id], terms)
       elif affine.has_constant(eqn, flags):
         constant = _magnitudes(eqn, [jnp.zeros_like(x) if p else x for x, p in zip(sizes, flags)])[0]
-        self.found[id(eqn)] = of_affine(eqn, sizes) + gamma(terms, unit(eqn)) * constant
+        self.found[id(eqn)] = of_affine(eqn, sizes, flags) + gamma(terms, unit(eqn)) * constant
       else:
-        exact = eqn.key not in SUMS and roundings(eqn)[1] == 1
-        self.found[id(eqn)] = None if exact else of_affine(eqn, sizes)
+        exact = eqn.key not in SUMS and roundings(eqn, flags)[1] == 1
+        self.found[id(eqn)] = None if exact else of_affine(eqn, sizes, flags)
     return self.found[id(eqn)]
 
 
-def of_affine(eqn: Equation, sizes: Sequence[Any]) -> Any:
+def of_affine(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:
   """The error of the one output of an affine equation, and of a row that passes it.
 
   Args:
     eqn: the equation.
     sizes: what the absolute values of its operands, or of all terms that these are computed from, sum to.
+    flags: which operands are perturbed.
   """
-  return 2 * gamma(sum(roundings(eqn)) + 4, unit(eqn)) * _magnitudes(eqn, sizes)[0]
+  count = roundings(eqn, flags)
+  relative = 2 * gamma(sum(count) + 4, unit(eqn)) * _magnitudes(eqn, sizes)[0]
+  return relative + flushed(eqn, sizes, flags) + 2 * (count[0] + 1) * least_kept(eqn.outputs[0].dtype)
 
 
 def of_planes(eqn: Equation, planes: Planes, operands: Sequence[Any], sizes: Sequence[Any], out: Interval,
@@ -84,17 +88,22 @@ def of_planes(eqn: Equation, planes: Planes, operands: Sequence[Any], sizes: Seq
     count: roundings of what intercepts add to an offset.
   """
   u = unit(eqn)
-  slots = [i for i, x in enumerate(operands) if is_set(x)]
-  own, cancellation, terms = 16., 0., 8.
-  if len(slots) == 1 and (rule := rule_of(eqn, slots[0])) is not None:
-    own, cancellation = rule.roundings, rule.cancellation
-  elif isinstance(planes, Maps):
-    terms += 4 * (sum(roundings(eqn)) + max(x.size for x in operands) // max(out.size, 1))
-  reach = _reach(planes, [sizes[i] for i in slots])
+  flags = [is_set(x) for x in operands]
+  own, cancellation = of_value(eqn, operands)
+  moving, terms = [x for x, p in zip(sizes, flags) if p], 8.
+  if isinstance(planes, Maps):
+    entered = sum(roundings(eqn, flags)) if eqn.key in affine.CONTRACTIONS else max(x.size for x in moving)
+    terms += 4 * (entered + max(x.size for x in operands) // max(out.size, 1))
+  reach = _reach(planes, moving)
   if cancellation:
-    reach += cancellation * (1 + magnitude(operands[slots[0]]))
+    reach += cancellation * (1 + magnitude(operands[flags.index(True)]))
   # The function is rounded where it runs and where intercepts are computed, slopes where they are multiplied by.
   error = gamma(2 * own + 8, u) * magnitude(out) + gamma(terms, u) * reach
+  # What may be taken for 0: values and what they are computed from, slopes that small. Those of unbounded boxes are 0.
+  tiny = least_kept(out.dtype)
+  for x in (magnitude(x).astype(out.dtype) for x in operands if is_set(x) and jnp.issubdtype(x.dtype, jnp.floating)):
+    x = jnp.where(jnp.isfinite(x), x, 0)
+    error += tiny * (vanished(x) + x) if isinstance(planes, Slopes) else jnp.sum(tiny * (vanished(x) + x))
   intercepts = jnp.maximum(*(jnp.where(jnp.isfinite(a), jnp.abs(a), 0) for a in (planes.low, planes.high)))
   return error + gamma(count + 8, u) * intercepts
 

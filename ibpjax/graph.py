@@ -217,3 +217,21 @@ class Graph:
       return None
     inner = self.made_by(eqn.inputs[0], P.abs_p)
     return self.plain(eqn.inputs[0] if inner is None else inner.inputs[0])
+
+
+def equation(like: Equation, key: Any, inputs: Sequence[Value], output: Value) -> Equation:
+  """An equation that computes `key(*inputs)`, at the place of another in the user's code."""
+  return Equation(None, {}, tuple(inputs), (output,), like.source, like.context, key, fn=key)
+
+
+def inverse(graph: Graph, v: Value) -> tuple[Value, tuple[Equation, ...]] | None:
+  """(x, moves) if v = moved(1 / x)."""
+  if not graph.perturbed(v):
+    return None
+  source, moves = graph.origin(v)
+  made = graph.made_by(source, P.div_p, P.integer_pow_p)
+  if made is None:
+    return None
+  if made.key is P.integer_pow_p:
+    return (made.inputs[0], moves) if made.params['y'] == -1 else None
+  return (made.inputs[1], moves) if graph.number(made.inputs[0]) == 1 else None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import affine, loops, nonlinear, relaxations, rounding
+from ibpjax import accuracy, affine, loops, nonlinear, relaxations, rounding
 from ibpjax.elementwise import image as elementwise_image
 from ibpjax.errors import Errors, certain
 from ibpjax.exact import Exact
@@ -55,6 +55,10 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
 
   Source: Gowal et al. 2018; elision: Lyu et al. 2021, section 5.1 of the supplement.
   """
+  if not isinstance(intermediate, Intermediates | None):
+    raise TypeError(f'intermediate is {type(intermediate).__name__}; it is Intermediates, as a transformation called '
+                    'with intermediates=True returns beside its bounds')
+
   def bounded(*args, **kwargs):
     with precise(round_outward):
       args, kwargs = validated(args, kwargs)
@@ -97,7 +101,8 @@ class Forward:
     self.tighten = tighten
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
     hull = rounding.rounded_hull if round_outward else lambda ball: ball.hull
-    self.env = program.environment([hull(x) if isinstance(x, LpBall) else x for x in inputs])
+    boxes = [hull(x) if isinstance(x, LpBall) else x for x in inputs]
+    self.env = program.environment(rounding.normal(boxes) if round_outward else boxes)
     self.walk = Walk(program, self.env, balls, errors=Errors(program, self.env, {}) if round_outward else None)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
     self.exact = Exact(program, {v.id for v in program.inputs} if related else balls)
@@ -125,7 +130,8 @@ class Forward:
                 and jnp.issubdtype(v.dtype, jnp.floating)):
         self.wanted[v.id] = eqn
         if v.id in given:
-          env[v.id] = self._met(v, _accepted(given[v.id], v))
+          box = _accepted(given[v.id], v)
+          env[v.id] = self._met(v, rounding.normal([box])[0] if self.round_outward else box)
         elif self.tighten is not None and v.id not in self.exact:
           env[v.id] = self._met(v, self.tightened(v, self.tighten(self, v)))
         elif v.id in self.near_balls and v.id not in self.walk.balls:
@@ -150,7 +156,7 @@ class Forward:
     if eqn.bodies:
       return loops.image(eqn, operands, self.run)
     if isinstance(eqn.key, Univariate):
-      return [eqn.key.image(operands, self.run, rounding.unit(eqn) if self.round_outward else 0.)]
+      return [eqn.key.image(operands, self.run, accuracy.unit(eqn) if self.round_outward else 0.)]
     if affine.is_affine(eqn, [is_set(x) for x in operands]):
       return affine.image(eqn, operands)
     out = nonlinear.image(eqn, operands)
@@ -173,10 +179,12 @@ class Forward:
 
   def relaxation(self, eqn: Equation, lines: Lines, operands: Sequence[Any] | None = None) -> Planes | None:
     """The planes of an equation over the boxes of its operands, or over others; None where these are its own box."""
-    if self.round_outward and not certain(eqn):
+    if not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating) or (self.round_outward and not certain(eqn)):
       return None
-    u = rounding.unit(eqn) if self.round_outward else 0.
-    return relaxations.planes(eqn, self.operands(eqn) if operands is None else operands, lines, self.run, u)
+    operands = self.operands(eqn) if operands is None else operands
+    if not self.round_outward:
+      return relaxations.planes(eqn, operands, lines, self.run, 0.)
+    return relaxations.planes(eqn, operands, lines, self.run, accuracy.unit(eqn))
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
@@ -249,7 +257,10 @@ def honest(x: Interval, masked: bool = False) -> Interval:
 
 
 def _accepted(x: Interval, v: Value) -> Interval:
-  """Bounds handed in for a value, checked for shape."""
+  """Bounds handed in for a value, checked for type and shape."""
+  if not isinstance(x, Interval):
+    raise TypeError(f'intermediate bounds of value {v.id} are of type {type(x).__name__}; bounds are Intervals. (An '
+                    'ExpectedInterval is no bound: it holds a range in expectation over random weights only)')
   if x.shape != v.shape:
     raise ValueError(f'intermediate bounds of value {v.id} have shape {x.shape}, the value has {v.shape}: '
                      'they belong to another function or to other shapes')

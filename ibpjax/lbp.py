@@ -14,6 +14,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import affine, loops
 from ibpjax import lines as choices
+from ibpjax.accuracy import SUMS, roundings
 from ibpjax.chunks import over_rows
 from ibpjax.errors import of_affine, of_planes
 from ibpjax.forms import Form, Local, elementwise, identity, push_local
@@ -22,7 +23,7 @@ from ibpjax.interval import Interval, is_set, validated
 from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Equation, Value
-from ibpjax.rounding import SUMS, gamma, magnitude, roundings
+from ibpjax.rounding import gamma, magnitude
 from ibpjax.rows import Dense, Functional, Row, dense, resting_on
 
 
@@ -184,13 +185,14 @@ class Forms:
     if self.forward.walk.errors is None or (planes is None and eqn.key not in SUMS):
       return None
     sizes = [magnitude(x) if f is None else self._size(f) for x, f in zip(operands, forms)]
-    v = eqn.outputs[0]
+    v, flags = eqn.outputs[0], [f is not None for f in forms]
     if planes is None:
-      error = of_affine(eqn, sizes)
+      error = of_affine(eqn, sizes, flags)
     else:
       error = of_planes(eqn, planes, operands, sizes, self.forward.env[v.id], 8)
     reach = sum(jnp.sum(magnitude(self.root.forward.env[x.id])) for x in self.inputs)
-    return error + sum(roundings(eqn)) * jnp.finfo(v.dtype).tiny * (1 + reach)  # what is too small to be kept
+    terms = sum(roundings(eqn, flags)) if planes is None else sum(x.size for x in sizes)
+    return error + (terms + 8) * jnp.finfo(v.dtype).tiny * (1 + reach)  # what is too small to be kept
 
   def _size(self, form: Form | Local) -> Any:
     """What the absolute values of the terms of a form sum to: an array of the shape of the value."""

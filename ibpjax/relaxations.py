@@ -171,6 +171,15 @@ def _pair(x: Interval, y: Interval, lines: Lines) -> tuple[Any, Any, Any]:
   return s.astype(x.dtype), *above
 
 
+def _from_within(x: Interval, y: Interval, lines: Lines) -> tuple[Any, Any]:
+  """max(x, y) below t x + (1 - t) y + c with t in [0, 1]: so that what lies above y may be put in its place."""
+  _, t, c = _pair(x, y, lines)
+  inside = jnp.clip(t, 0, 1)
+  apart = Interval(x.lower - y.upper, x.upper - y.lower)
+  moved = relu.range(jax.nn.relu, apart, (), inside).upper
+  return inside, jnp.where(inside == t, c, moved)
+
+
 def _maximum(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes | None:
   """max(x, y) = y + relu(x - y), min(x, y) = -max(-x, -y)."""
   if not all(map(is_set, operands)):
@@ -203,7 +212,7 @@ def _greatest(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Maps | No
     own = Interval(jnp.where(absent, 0, low), jnp.where(absent, 0, high))
     empty = reached.upper == -jnp.inf
     so_far = Interval(jnp.where(empty, 0, reached.lower), jnp.where(empty, 0, reached.upper))
-    _, t, c = _pair(own, so_far, lines)
+    t, c = _from_within(own, so_far, lines)
     t = jnp.where(absent, 0, jnp.where(empty, 1, t))  # which elements are padding does not depend on rounding
     c = jnp.where(absent | empty, 0, c)
     weights = [w * (1 - t) for w in weights] + [t]

@@ -3,45 +3,32 @@
 Standard model of floating point (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
 chapters 2 and 3): each operation is exact up to a relative u, so a sum of n products is exact up
 to gamma_n = n u / (1 - n u) times the sum of their absolute values, in any order of summation.
-Both the function itself and its bound are computed so; the constant 4 below covers both.
+Both the function itself and its bound are computed so; the constant 4 below covers both. What other
+operations lose is stated in `accuracy`.
+
+Below the least normal number t the model does not hold: an operand or a result may be taken for 0 (`subnormal`), known
+ones too, and a division by a known c may be a product with 1 / c, which vanishes for |c| > 1 / t. Each product with a
+known factor is therefore allowed to be off by t |x|, and each result by t for every term.
 
 Known values (weights, and what is computed from known values alone, such as folded batch norm)
 are taken as computed: a bound holds for the function of these values.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import affine, nonlinear, reductions
+from ibpjax import accuracy, affine, reductions
 from ibpjax.composites import Composite
-from ibpjax.elementwise import row
-from ibpjax.interval import Interval, LpBall, as_interval
+from ibpjax.interval import Interval, LpBall, as_interval, is_set
 from ibpjax.program import Equation
-
-# Affine operations that round; the other affine ones only move data.
-SUMS = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.cumsum_p, P.reduce_sum_p, P.reduce_window_sum_p,
-                   P.scatter_add_p, lax.scatter_sub_p}) | affine.WEIGHTED
-# What returns one of its arguments, up to sign, or is a rounding by definition (casts).
-_EXACT = (affine.INCREASING | nonlinear.MONOTONE | {P.max_p, P.min_p, P.abs_p, P.neg_p, P.select_n_p, P.stop_gradient_p,
-                                                    P.convert_element_type_p, P.sort_p, P.top_k_p, P.scatter_p}) - SUMS
-# Products of many factors: one rounding each.
-_PRODUCTS = frozenset({P.reduce_prod_p, P.cumprod_p, P.scatter_mul_p})
-
-
-def unit(eqn: Equation) -> float:
-  """The unit roundoff u of an equation: half an ulp of its least precise operand or result."""
-  floats = [v.dtype for v in (*eqn.inputs, *eqn.outputs) if jnp.issubdtype(v.dtype, jnp.floating)]
-  u = max(float(jnp.finfo(d).eps) for d in floats) / 2
-  precision = eqn.params.get('precision')
-  if precision is not None and any(p != lax.Precision.HIGHEST for p in np.ravel(np.asarray(precision, object))):
-    u = max(u, 2. ** -8)  # products in bfloat16, asked for by the model itself
-  return u
+from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, normal_ends
 
 
 def gamma(n: float, u: float) -> float:
@@ -49,47 +36,94 @@ def gamma(n: float, u: float) -> float:
   return n * u / (1 - n * u) if n * u < .5 else float('inf')
 
 
-def roundings(eqn: Equation) -> tuple[int, int]:
-  """(terms summed into one output element, output elements that one input element enters)."""
-  sizes = [v.size for v in eqn.inputs]
-  match eqn.primitive:
-    case P.dot_general_p:
-      (contract, _), (batch, _) = eqn.params['dimension_numbers']
-      terms = int(np.prod([eqn.inputs[0].shape[i] for i in contract], dtype=np.int64))
-      shared = terms * int(np.prod([eqn.inputs[0].shape[i] for i in batch], dtype=np.int64))
-      return terms, max(sizes) // max(shared, 1)
-    case P.conv_general_dilated_p:
-      kernel, dims = eqn.inputs[1], eqn.params['dimension_numbers'].rhs_spec
-      return kernel.size // kernel.shape[dims[0]], kernel.size // kernel.shape[dims[1]]
-    case P.reduce_sum_p:
-      return sizes[0] // max(eqn.outputs[0].size, 1), 1
-    case P.reduce_window_sum_p:
-      terms = int(np.prod(eqn.params['window_dimensions'], dtype=np.int64))
-      return terms, terms
-    case P.cumsum_p:
-      n = eqn.inputs[0].shape[eqn.params['axis']]
-      return n, n
-    case P.scatter_add_p | lax.scatter_sub_p:
-      return sizes[2] + 1, 1
-    case P.gather_p | P.broadcast_in_dim_p | lax.tile_p:
-      return 1, eqn.outputs[0].size
-  return 1, 1
+def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
+  """One step of IBP, widened by the rounding of the equation and of its bound.
+
+  No end of the operands is subnormal, and none of the result is: sums with t, which end every widening, are normal or
+  vanish outward.
+  """
+  if eqn.bodies:
+    return step(eqn, operands)  # loops widen inside
+  if not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
+    return step(eqn, _sets(operands))  # comparisons are exact
+  if eqn.key in accuracy.MOVES:
+    return normal(step(eqn, operands)) if _known_floats(operands) else step(eqn, operands)
+  if eqn.key in accuracy.EXACT:
+    return _exact(step, eqn, operands)
+  if isinstance(eqn.key, Composite):
+    return [eqn.key.image(_sets(operands), accuracy.unit(eqn))]
+  if eqn.key in accuracy.SUMS:
+    return _summed(step, eqn, operands)
+  out = _rounded(step, eqn, operands)
+  if not (known := _known_floats(operands)):
+    return out
+  unknown = _anywhere(known, eqn.outputs[0].shape)
+  return [Interval(jnp.where(unknown, -jnp.inf, x.lower), jnp.where(unknown, jnp.inf, x.upper)) for x in out]
 
 
-def _wider(x: Any, relative: float, vanished: Any = 1) -> Any:
-  """An interval with its ends rounded outward, each by `relative` times itself, and by results too small to be kept."""
-  if not isinstance(x, Interval):
-    return x
-  tiny = vanished * jnp.finfo(x.dtype).tiny
-  return Interval(x.lower - relative * jnp.abs(x.lower) - tiny, x.upper + relative * jnp.abs(x.upper) + tiny)
+def normal(operands: Sequence[Any]) -> list[Any]:
+  """Operands of which the perturbed ones have no subnormal ends: they hold 0 where they may be taken for it."""
+  return [normal_ends(x) if isinstance(x, Interval) and _floating(x) else x for x in operands]
 
 
-def _spread(x: Any, relative: float) -> Any:
-  """An interval widened by `relative` times its largest magnitude, on both sides."""
-  if not isinstance(x, Interval):
-    return x
-  slack = relative * magnitude(x)
-  return Interval(x.lower - slack, x.upper + slack)
+def _exact(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
+  """What returns one of its operands: a known one that may be taken for 0 is off by that."""
+  out = step(eqn, operands)
+  if known := _known_floats(operands):
+    moved = jnp.where(_anywhere(known, eqn.outputs[0].shape), jnp.finfo(eqn.outputs[0].dtype).tiny, 0)
+    out = [_apart(x, moved) if is_set(x) and _floating(x) else x for x in out]
+  return normal(out) if known or eqn.key in (P.convert_element_type_p, P.reduce_precision_p) else out
+
+
+def _summed(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
+  """Sums and products: |W| (r + 4 (gamma_n + u) |x|) covers those of the function, the centre and the radius."""
+  flags = [is_set(x) for x in operands]
+  u = accuracy.unit(eqn)
+  terms, _ = accuracy.roundings(eqn, flags)
+  if eqn.primitive in (P.scatter_add_p, lax.scatter_sub_p):  # what is added to counts among the terms, known or not
+    operands = _sets(operands)
+  elif eqn.key is P.div_p:
+    operands = _sets(operands) if flags[1] else [operands[0], jnp.where(is_subnormal(operands[1]), 0, operands[1])]
+  lost = flushed(eqn, [magnitude(x) for x in operands], flags)
+  spread = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
+  return [_apart(_wider(x, 4 * u, terms + 1), lost) for x in step(eqn, spread)]
+
+
+def _rounded(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
+  """Other functions, by their stated accuracy."""
+  u = accuracy.unit(eqn)
+  if eqn.key in accuracy.PRODUCTS:
+    return [_wider(x, (4. * reductions.count(eqn) + 16) * u) for x in step(eqn, operands)]
+  if eqn.key is P.cumlogsumexp_p:
+    relative = absolute = 4. * reductions.count(eqn) + 16
+  else:
+    relative, absolute = accuracy.of_value(eqn, operands)
+  reach = functools.reduce(jnp.maximum, [magnitude(x) for x in operands if is_set(x)])
+  out = [_wider(x, relative * u, vanished(reach)) for x in step(eqn, operands)]
+  return [_apart(x, absolute * u * (1 + reach)) for x in out] if absolute else out
+
+
+def vanished(reach: Any) -> Any:
+  """How many least normal numbers a function of arguments up to `reach` may lose: x times what vanished."""
+  return 4 * (1 + jnp.minimum(reach, 1024))
+
+
+def flushed(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:
+  """How far the products of an equation may be off because a known factor, or 1 over it, was taken for 0.
+
+  Args:
+    eqn: an equation of `accuracy.SUMS`.
+    sizes: the absolute values of its operands, or what these sum to.
+    flags: which operands are perturbed.
+
+  Returns:
+    An array that broadcasts to the result.
+  """
+  if eqn.key not in affine.WEIGHTED or sum(flags) != 1 or (eqn.key is P.div_p and flags[1]):
+    return 0.
+  size, factor = sizes[flags.index(True)], eqn.inputs[flags.index(False)]
+  off = least_kept(factor.dtype) * size.astype(eqn.outputs[0].dtype)
+  return off if eqn.key in affine.SCALING else jnp.sum(jnp.where(jnp.isfinite(off), off, 0))
 
 
 def rounded_hull(x: LpBall) -> Interval:
@@ -97,44 +131,50 @@ def rounded_hull(x: LpBall) -> Interval:
   return _wider(x.hull, float(jnp.finfo(x.dtype).eps))
 
 
-def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
-  """One step of IBP, widened by the rounding of the equation and of its bound."""
-  if eqn.bodies or not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
-    return step(eqn, operands)  # loops widen inside; comparisons are exact
-  u = unit(eqn)
-  if eqn.key in SUMS:
-    terms, _ = roundings(eqn)
-    if eqn.primitive in (P.scatter_add_p, lax.scatter_sub_p):  # what is added to counts among the terms, known or not
-      operands = [as_interval(x) if jnp.issubdtype(v.dtype, jnp.floating) else x for x, v in zip(operands, eqn.inputs)]
-    # |W| (r + 4 (gamma_n + u) |x|) covers the sums of the function, of the centre and of the radius.
-    operands = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
-    return [_wider(x, 4 * u, terms + 1) for x in step(eqn, operands)]
-  if eqn.key in _EXACT:
-    return step(eqn, operands)
-  if isinstance(eqn.key, Composite):
-    return [eqn.key.image(operands, u)]
-  relative, absolute, vanished = 16., 0., jnp.ones(())
-  slots = [i for i, x in enumerate(operands) if isinstance(x, Interval)]
-  if len(slots) == 1 and (rule := row(eqn, slots[0])) is not None:
-    relative, absolute = rule.roundings, rule.cancellation
-    vanished = 4 * (1 + jnp.minimum(magnitude(operands[slots[0]]), 1024))  # x times what vanished
-  elif eqn.key in _PRODUCTS:
-    relative = 4. * reductions.count(eqn) + 16
-  elif eqn.key is P.cumlogsumexp_p:
-    absolute = 4. * reductions.count(eqn) + 16
-  out = [_wider(x, relative * u, vanished) for x in step(eqn, operands)]
-  if not absolute:
-    return out
-  slack = absolute * u * (1 + magnitude(operands[slots[0]]))
-  return [Interval(x.lower - slack, x.upper + slack) for x in out]
-
-
 def magnitude(x: Any) -> Any:
   """The largest absolute value of each element of an array or a set."""
   if isinstance(x, LpBall):
     return jnp.abs(x.centre) + x.eps
   if isinstance(x, Interval):
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if not _floating(x):
       return x.upper
     return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) + jnp.finfo(x.dtype).tiny
-  return jnp.abs(x) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else x
+  return jnp.abs(x) if _floating(x) else x
+
+
+def _floating(x: Any) -> bool:
+  return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _sets(operands: Sequence[Any]) -> list[Any]:
+  """Operands of which the known floats are intervals too, that hold 0 where they may be taken for it."""
+  return [x if is_set(x) or not _floating(x) else normal_ends(as_interval(jnp.asarray(x))) for x in operands]
+
+
+def _known_floats(operands: Sequence[Any]) -> list[Any]:
+  """The known operands that may be subnormal."""
+  return [x for x in operands if not is_set(x) and may_be_subnormal(x)]
+
+
+def _anywhere(known: Sequence[Any], shape: tuple[int, ...]) -> Any:
+  """Where one of some known operands is subnormal; everywhere, if its elements are not those of the result."""
+  found = map(is_subnormal, known)
+  return functools.reduce(operator.or_, [f if jnp.shape(f) in ((), shape) else jnp.any(f) for f in found])
+
+
+def _wider(x: Any, relative: float, count: Any = 1) -> Any:
+  """An interval with its ends rounded outward, each by `relative` times itself and `count` results that vanished."""
+  if not isinstance(x, Interval):
+    return x
+  tiny = count * jnp.finfo(x.dtype).tiny
+  return Interval(x.lower - relative * jnp.abs(x.lower) - tiny, x.upper + relative * jnp.abs(x.upper) + tiny)
+
+
+def _apart(x: Interval, slack: Any) -> Interval:
+  """An interval with its ends moved outward."""
+  return Interval(x.lower - slack, x.upper + slack)
+
+
+def _spread(x: Any, relative: float) -> Any:
+  """An interval widened on both sides by `relative` times its largest magnitude, and by what its half may lose."""
+  return _apart(x, relative * magnitude(x) + 8 * least_kept(x.dtype)) if isinstance(x, Interval) else x

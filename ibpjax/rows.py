@@ -22,6 +22,7 @@ from ibpjax.interval import Interval, LpBall, pytree
 from ibpjax.pinned import pin
 from ibpjax.program import Equation, Program, Value
 from ibpjax.rounding import gamma, magnitude
+from ibpjax.subnormal import least_kept
 from ibpjax.windows import Span, Window
 
 
@@ -244,9 +245,12 @@ class Walk:
       centre, radius = centre + c.astype(centre.dtype), radius + r.astype(centre.dtype)
       if self.errors is not None:
         u = float(jnp.finfo(a.coefficients.dtype).eps) / 2
-        radius += self._rounded(a, 2 * gamma(a.coefficients.size + 4, u) * magnitude(self.env[i])).astype(centre.dtype)
+        lost = 8 * least_kept(a.coefficients.dtype)  # by half of an end
+        error = 2 * gamma(a.coefficients.size + 4, u) * magnitude(self.env[i]) + lost
+        radius += self._rounded(a, error).astype(centre.dtype) + a.coefficients.size * lost
     if self.errors is not None:
       radius += (len(ends) + 2) * jnp.finfo(centre.dtype).eps * (jnp.abs(centre) + radius)
+      radius += self.errors.steps * jnp.finfo(centre.dtype).tiny
     return Interval(centre - radius, centre + radius)
 
   def bound_elements(self, value: Value, chunk: int | None = None, apart: bool = False, needed: Any = None) -> Interval:

@@ -41,7 +41,9 @@ class Elementwise:
     critical_is_trained: whether points carry gradients to the known operands they come from.
       At a smooth stationary point f(x) - k x does not change to first order, so nothing is lost.
     bent_once: f has one kink and is linear on both sides of it.
-    roundings: relative error of f as it is computed, in units of roundoff; certificates widen by it.
+    roundings: relative error of f as it is computed, in units of roundoff: a number, or a pair for float32 (and shorter
+      types) and float64; 0 if f is exact. Bounds that allow for rounding, as certificates do, widen by it, and refuse
+      a function that does not state it.
     cancellation: absolute error of f as it is computed, in units of roundoff times 1 + |x|.
   """
   critical: Callable[..., Sequence[Any]]
@@ -55,8 +57,12 @@ class Elementwise:
   steep: Callable[..., Any] | None = None
   critical_is_trained: bool = False
   bent_once: bool = False
-  roundings: float = 16.
+  roundings: float | tuple[float, float] | None = None
   cancellation: float = 0.
+
+  def units(self, dtype: Any) -> float | None:
+    """The relative error of f in a dtype, in units of roundoff; None if it is not stated."""
+    return self.roundings[jnp.dtype(dtype).itemsize > 4] if isinstance(self.roundings, tuple) else self.roundings
 
   def range(self, fn: Function, x: Interval, known: Sequence[Any], k: Any = None) -> Interval:
     """The exact range of fn(v) - k v over each element of a box; without k, that of fn.
@@ -175,6 +181,6 @@ def extremes(fn: Function, x: Interval, points: Sequence[Any]) -> Interval:
   return Interval(functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values))
 
 
-def kinks(*at: float, trend: int = 0) -> Elementwise:
+def kinks(*at: float, trend: int = 0, roundings: float) -> Elementwise:
   """A piecewise linear function whose slope changes at fixed points."""
-  return Elementwise(lambda k, *known: at, trend, bent_once=len(at) == 1)
+  return Elementwise(lambda k, *known: at, trend, bent_once=len(at) == 1, roundings=roundings)

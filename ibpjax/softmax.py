@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,17 @@ from ibpjax.interval import Interval, as_interval, is_set
 from ibpjax.reductions import times
 
 
+class Exponents(enum.Enum):
+  """Where the operands of a composite have what the function takes exp of."""
+  SAFE = 'each group less its greatest element: neither do they overflow, nor do all of a group vanish'
+  FIRST = 'the first operand, as it is'
+  LAST = 'the last operand: the first one, shifted by something else'
+
+  def among(self, operands: Sequence[Any]) -> Interval:
+    """The operand that is taken exp of."""
+    return operands[0] if self is Exponents.FIRST else operands[-1]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Softmax(Composite):
   """exp(x_i) / sum_j exp(x_j) over each group; with a mask, j runs over the elements it keeps.
@@ -28,47 +40,54 @@ class Softmax(Composite):
   Attributes:
     groups: the elements that sum to 1.
     masked: whether the elements that the mask removes are 0 themselves.
-    shifted: whether the function shifts each group first, so that exp does not overflow.
+    exponents: where what goes into exp is to be found, which is to be seen whether it can be computed (`Exponents`).
   """
   groups: Groups
   masked: bool
-  shifted: bool
+  exponents: Exponents
 
-  def __call__(self, x, mask=None):
+  def __call__(self, x, *others):
+    mask = self._mask([x, *others])
     a = self.groups.into(x)
     e = jnp.exp(a - lax.stop_gradient(jnp.max(a, self.groups.axes, keepdims=True)))
     kept = e if mask is None else jnp.where(self.groups.into(mask), e, 0)
     return self.groups.back((kept if self.masked else e) / jnp.sum(kept, self.groups.axes, keepdims=True))
 
   def image(self, operands, u):
-    odds = _log_odds(self.groups, *operands)
+    x, mask = operands[0], self._mask(operands)
+    odds = _log_odds(self.groups, x, mask)
     # exp(x - m) has the relative error |x - m| u; where that is large, the value is below the smallest float.
-    slack, tiny = gamma(4 * self.groups.count + 1024, u), u and 4 * float(jnp.finfo(odds.dtype).tiny)
-    if len(operands) == 1:
+    slack = gamma(4 * self.groups.count + 1024, u) + 2 * _of_shift(self.groups, self.exponents, operands, u)
+    tiny = u and 4 * float(jnp.finfo(odds.dtype).tiny)
+    if mask is None:
       lower, upper = jax.nn.sigmoid(odds.lower), jax.nn.sigmoid(odds.upper)
       lower, upper = jnp.maximum(lower * (1 - slack) - tiny, 0), jnp.minimum(upper * (1 + slack) + tiny, 1)
     else:  # what the mask removes is not a part of the sum that it is divided by
-      kept = self.groups.into(operands[1])
+      kept = self.groups.into(mask)
       out_of_it = (lambda t: jnp.zeros_like(t)) if self.masked else (lambda t: jnp.exp(jnp.where(kept, 0, t)))
       lower, upper = (jnp.where(kept, jax.nn.sigmoid(t), out_of_it(t)) for t in (odds.lower, odds.upper))
       lower, upper = jnp.maximum(lower * (1 - slack) - tiny, 0), upper * (1 + slack) + tiny
       empty = ~jnp.any(kept, self.groups.axes, keepdims=True)  # 0 / 0
       lower, upper = jnp.where(empty, -jnp.inf, lower), jnp.where(empty, jnp.inf, upper)
-    if u and not self.shifted:
-      computed = _exp_is_kept(self.groups, operands[0])
+    if u and self.exponents is not Exponents.SAFE:
+      computed = _exp_is_kept(self.groups, self.exponents.among(operands), mask, self.masked) & (slack < .5)
       lower, upper = jnp.where(computed, lower, -jnp.inf), jnp.where(computed, upper, jnp.inf)
     return Interval(self.groups.back(lower), self.groups.back(upper))
 
+  def _mask(self, operands):
+    own = operands[1:-1] if self.exponents is Exponents.LAST else operands[1:]
+    return own[0] if own else None
+
   def curvature(self, operands):
-    x, *mask = operands
-    if mask and not self.masked:
+    x, mask = operands[0], self._mask(operands)
+    if mask is not None and not self.masked:
       return None
     into, axes = self.groups.into, self.groups.axes
     box = self.image(operands, 0.)
     low, high = into(box.lower), into(box.upper)
     r = into(radius(x))
-    if mask:
-      r = jnp.where(into(mask[0]), r, 0)
+    if mask is not None:
+      r = jnp.where(into(mask), r, 0)
     # s_i ((d_i - <s, d>)^2 - the variance of d), where d_i - <s, d> = (1 - s_i) d_i - sum of s_j d_j over the others.
     others = jnp.minimum(rest(high * r, axes), (1 - low) * jnp.max(r, axes, keepdims=True))
     apart = (1 - low) * r + others
@@ -84,7 +103,7 @@ def _variance(weights: Any, r: Any, axes: tuple[int, ...]) -> Any:
 
 def _variance_of_exponents(groups: Groups, x: Interval) -> Any:
   """The greatest variance over each group of a step within the box, under softmax weights."""
-  high = groups.into(Softmax(groups, False, True).image([x], 0.).upper)
+  high = groups.into(Softmax(groups, False, Exponents.SAFE).image([x], 0.).upper)
   return _variance(high, groups.into(radius(x)), groups.axes)
 
 
@@ -92,16 +111,24 @@ def _variance_of_exponents(groups: Groups, x: Interval) -> Any:
 class LogSoftmax(Composite):
   """x_i - log sum_j exp(x_j) over each group: -log(1 + sum of exp(x_j - x_i)), monotone like softmax. Exact."""
   groups: Groups
+  exponents: Exponents
 
-  def __call__(self, x):
+  def __call__(self, x, *others):
     return self.groups.back(jax.nn.log_softmax(self.groups.into(x), self.groups.axes))
 
   def image(self, operands, u):
-    odds = _log_odds(self.groups, *operands)
+    odds = _log_odds(self.groups, operands[0])
     out = Interval(jax.nn.log_sigmoid(odds.lower), jax.nn.log_sigmoid(odds.upper))
     if u:
       out = widened(out, 8 * u * (finite(largest(out)) + 16) + gamma(4 * self.groups.count + 16, u))
-    return Interval(self.groups.back(out.lower), self.groups.back(jnp.minimum(out.upper, 0)))
+    out = Interval(out.lower, jnp.minimum(out.upper, 0))
+    if u and self.exponents is not Exponents.SAFE:
+      own = self.exponents.among(operands)
+      size = jnp.max(self.groups.into(finite(largest(own))), self.groups.axes, keepdims=True)
+      out = widened(out, 8 * u * size + _of_shift(self.groups, self.exponents, operands, u))
+      computed = _exp_is_kept(self.groups, own)
+      out = Interval(jnp.where(computed, out.lower, -jnp.inf), jnp.where(computed, out.upper, jnp.inf))
+    return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
 
   def curvature(self, operands):
     most = self.groups.back(jnp.broadcast_to(_variance_of_exponents(self.groups, operands[0]) / 2,
@@ -116,24 +143,27 @@ class LogSumExp(Composite):
   Attributes:
     groups: the elements that are summed.
     leave: the moves of the sums.
-    shifted: whether the function shifts each group first, so that exp does not overflow.
+    exponents: as in `Softmax`.
   """
   groups: Groups
   leave: Callable[[Any], Any]
-  shifted: bool
+  exponents: Exponents
 
-  def __call__(self, x):
+  def __call__(self, x, *others):
     return self.leave(jax.nn.logsumexp(self.groups.into(x), self.groups.axes))
 
   def image(self, operands, u):
-    x, = operands
+    x = operands[0]
     out = Interval(self(x.lower), self(x.upper))
     if not u:
       return out
     out = widened(out, 8 * u * (finite(largest(out)) + 8) + gamma(4 * self.groups.count, u))
-    if self.shifted:
+    if self.exponents is Exponents.SAFE:
       return out
-    computed = self.leave(_exp_is_kept(self.groups, x).all(self.groups.axes))
+    own = self.exponents.among(operands)
+    off = _of_shift(self.groups, self.exponents, operands, u)
+    out = widened(out, self.leave(jnp.squeeze(off, self.groups.axes)))
+    computed = self.leave(_exp_is_kept(self.groups, own).all(self.groups.axes))
     return Interval(jnp.where(computed, out.lower, -jnp.inf), jnp.where(computed, out.upper, jnp.inf))
 
   def curvature(self, operands):
@@ -141,11 +171,29 @@ class LogSumExp(Composite):
     return Interval(jnp.zeros_like(most), most)
 
 
-def _exp_is_kept(groups: Groups, x: Interval) -> Any:
-  """Whether exp(x) and its sum over each group can be computed: they neither overflow nor vanish altogether."""
+def _of_shift(groups: Groups, exponents: Exponents, operands: Sequence[Any], u: float) -> Any:
+  """How far exponents may be off because the shift of their group is rounded, perhaps anew wherever it is used.
+
+  An array that has 1 in the place of the elements of a group. The greatest element of a group is not rounded.
+  """
+  if exponents is not Exponents.LAST:
+    return jnp.zeros((1,) * len(groups.into(operands[0].lower).shape), operands[0].dtype)
+  size = groups.into(finite(largest(operands[0])) + finite(largest(operands[-1])))
+  return 8 * u * (groups.count + 8) * jnp.max(size, groups.axes, keepdims=True)
+
+
+def _exp_is_kept(groups: Groups, x: Interval, mask: Any = None, masked: bool = False) -> Any:
+  """Whether exp(x) and its sum over each group can be computed: they neither overflow nor vanish altogether.
+
+  With a mask, the sum is that of the elements that it keeps, and the others do not matter if they are `masked`.
+  """
   info, count = jnp.finfo(x.dtype), groups.count
-  highest = jnp.max(groups.into(x.upper), groups.axes, keepdims=True)
-  lowest = jnp.max(groups.into(x.lower), groups.axes, keepdims=True)
+  lower, upper = groups.into(x.lower), groups.into(x.upper)
+  if mask is not None:
+    kept = groups.into(mask)
+    lower, upper = jnp.where(kept, lower, -jnp.inf), jnp.where(kept | (not masked), upper, -jnp.inf)
+  highest = jnp.max(upper, groups.axes, keepdims=True)
+  lowest = jnp.max(lower, groups.axes, keepdims=True)
   return (highest < np.log(float(info.max) / count) - 1) & (lowest > np.log(float(info.tiny)) + 1)
 
 
@@ -197,11 +245,13 @@ class Average(Composite):
     slot: which of its operands holds the weights.
     unit: the roundoff with which these are known; they sum to 1 up to it.
     narrowed: the roundoff of casts of the weights to a lower precision, a part of the function; else 0.
+    spacing: the distance of the least numbers that the weights are rounded to, below which roundoff is not relative.
   """
   eqn: Any
   slot: int
   unit: float
   narrowed: float
+  spacing: float
 
   def __call__(self, *operands):
     return lax.dot_general_p.bind(*operands, **self.eqn.params)
@@ -246,6 +296,7 @@ class Average(Composite):
     axes = self.eqn.params['dimension_numbers'][0][1 - self.slot]
     terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in map(int, axes)], dtype=np.int64))
     lost = 8 * gamma(terms + 8, max(u, self.unit)) if u else 2 * self.narrowed
+    lost += terms * self.spacing if u or self.narrowed else 0
     return lost * self._arrange(largest(v), jnp.max) if lost else 0.
 
   def image(self, operands, u):

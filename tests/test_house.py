@@ -15,11 +15,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = [{'_version', 'branchless', 'chunks', 'declared', 'interval', 'patches', 'pinned', 'spectral',
            'unsound'},
-          {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
+          {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions', 'subnormal'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
           {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_errors', 'piece_forms'},
-          {'integers', 'normalise', 'piece_norms', 'softmax', 'univariate'}, {'nonlinear'},
-          {'patterns', 'relaxations', 'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'networks', 'walks'},
+          {'integers', 'normalise', 'piece_norms', 'softmax', 'univariate'}, {'nonlinear', 'softmax_patterns'},
+          {'accuracy', 'patterns', 'relaxations'}, {'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'networks', 'walks'},
           {'crown', 'lbp'}, {'alpha', 'etb', 'linear', 'lipschitz', 'lipschitz_estimates', 'local_lipschitz'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 

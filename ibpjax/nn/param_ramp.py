@@ -14,7 +14,7 @@ from ibpjax.elementwise import Elementwise, elementwise
 LEAST_HEIGHT = 1e-4   # Lyu et al. 2021, section 3.1
 
 
-@elementwise(Elementwise(lambda k, r, eta: (jnp.zeros_like(r), r), trend=1, critical_is_trained=True))
+@elementwise(Elementwise(lambda k, r, eta: (jnp.zeros_like(r), r), trend=1, critical_is_trained=True, roundings=16))
 def _ramp(z, r, eta):
   # At its bends the slope is that outside, as for jax.nn.relu: dead units and padded images sit exactly there.
   beyond = jnp.where((z >= r) & (r < jnp.inf), z - r, 0)
