@@ -74,7 +74,9 @@ def elementwise_rows() -> Iterator[list[str]]:
     kind += '' if known is None else ', recognised by its structure'
     kind += f'; domain [{row.domain[0]:g}, {row.domain[1]:g}]' if row.domain != (-float('inf'), float('inf')) else ''
     kind += f'; period {row.period:.4g}' if row.period else ''
-    accuracy = f'{row.roundings:g}' + (f' + {row.cancellation:g} (1 + abs x)' if row.cancellation else '')
+    stated = row.roundings if isinstance(row.roundings, tuple) else (row.roundings,)
+    accuracy = ', '.join(f'{units:g}' for units in stated) if any(stated) else 'exact'
+    accuracy += (f' + {row.cancellation:g} (1 + abs x)' if row.cancellation else '')
     yield [name(key), kind, 'yes', 'lines', accuracy]
 
 

@@ -79,15 +79,15 @@ def unit(eqn: Equation) -> float:
   return u
 
 
-def of_value(eqn: Equation, operands: Sequence[Any]) -> tuple[float, float]:
-  """The error of a value of an equation that is not affine: relative to it, and to 1 + |x|, in units of roundoff.
+def of_value(eqn: Equation, operands: Sequence[Any]) -> tuple[float, float, float]:
+  """(roundings, cancellation, vanished) of an equation that is not affine, as `Elementwise` states them.
 
   Raises:
     NotImplementedError: a function that the user registered without stating its accuracy.
   """
   slots = [i for i, x in enumerate(operands) if isinstance(x, Interval)]
   if eqn.key in MOVES or eqn.key in EXACT:
-    return 0., 0.
+    return 0., 0., 4.
   if len(slots) == 1 and (rule := row(eqn, slots[0])) is not None:
     stated = rule.units(eqn.outputs[0].dtype)
     if stated is None:
@@ -95,12 +95,12 @@ def of_value(eqn: Equation, operands: Sequence[Any]) -> tuple[float, float]:
       raise unsupported(eqn, f'is the registered function `{name}`, which states no accuracy: bounds that allow for '
                              'rounding need ibpjax.Elementwise(..., roundings=), its greatest relative error in units '
                              'of roundoff (0 where it returns one of its arguments or a constant)')
-    return stated, rule.cancellation
+    return stated, rule.cancellation, rule.vanished
   if isinstance(eqn.key, Univariate) or eqn.key in SUMS:
-    return 16., 0.
+    return 16., 0., 4.
   if eqn.key not in _OF_TWO:
     raise unsupported(eqn, 'has no stated accuracy')
-  return _OF_TWO[eqn.key], 0.
+  return _OF_TWO[eqn.key], 0., 4.
 
 
 def roundings(eqn: Equation, perturbed: Sequence[bool]) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def of_planes(eqn: Equation, planes: Planes, operands: Sequence[Any], sizes: Seq
   """
   u = unit(eqn)
   flags = [is_set(x) for x in operands]
-  own, cancellation = of_value(eqn, operands)
+  own, cancellation, tinies = of_value(eqn, operands)
   moving, terms = [x for x, p in zip(sizes, flags) if p], 8.
   if isinstance(planes, Maps):
     entered = sum(roundings(eqn, flags)) if eqn.key in affine.CONTRACTIONS else max(x.size for x in moving)
@@ -103,7 +103,8 @@ def of_planes(eqn: Equation, planes: Planes, operands: Sequence[Any], sizes: Seq
   tiny = least_kept(out.dtype)
   for x in (magnitude(x).astype(out.dtype) for x in operands if is_set(x) and jnp.issubdtype(x.dtype, jnp.floating)):
     x = jnp.where(jnp.isfinite(x), x, 0)
-    error += tiny * (vanished(x) + x) if isinstance(planes, Slopes) else jnp.sum(tiny * (vanished(x) + x))
+    lost = tiny * (vanished(tinies, x) + x)
+    error += lost if isinstance(planes, Slopes) else jnp.sum(lost)
   intercepts = jnp.maximum(*(jnp.where(jnp.isfinite(a), jnp.abs(a), 0) for a in (planes.low, planes.high)))
   return error + gamma(count + 8, u) * intercepts
 

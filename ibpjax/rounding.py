@@ -96,16 +96,17 @@ def _rounded(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, op
     return [_wider(x, (4. * reductions.count(eqn) + 16) * u) for x in step(eqn, operands)]
   if eqn.key is P.cumlogsumexp_p:
     relative = absolute = 4. * reductions.count(eqn) + 16
+    tinies = absolute
   else:
-    relative, absolute = accuracy.of_value(eqn, operands)
+    relative, absolute, tinies = accuracy.of_value(eqn, operands)
   reach = functools.reduce(jnp.maximum, [magnitude(x) for x in operands if is_set(x)])
-  out = [_wider(x, relative * u, vanished(reach)) for x in step(eqn, operands)]
+  out = [_wider(x, relative * u, vanished(tinies, reach)) for x in step(eqn, operands)]
   return [_apart(x, absolute * u * (1 + reach)) for x in out] if absolute else out
 
 
-def vanished(reach: Any) -> Any:
-  """How many least normal numbers a function of arguments up to `reach` may lose: x times what vanished."""
-  return 4 * (1 + jnp.minimum(reach, 1024))
+def vanished(count: float, reach: Any) -> Any:
+  """How many least normal numbers a function of arguments up to `reach` may lose: `count`, or x times what vanished."""
+  return count * (1 + jnp.minimum(reach, 1024))
 
 
 def flushed(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:

