@@ -26,7 +26,8 @@ masks, indices, what is computed from these alone) may go through any operation 
 - **linear**: how linear methods (`lbp`, `crown`) bound it. Affine operations are exact; *lines* lie above and below and
   have any slope; *planes* are affine functions of several operands; a *tangent* comes with a bound of what it leaves,
   where that is better than the ends of the range; *ends* are these alone, planes of slope 0.
-- **accuracy**: by how much its float32 values may be off, in units of roundoff, as certificates allow for it.
+- **accuracy**: by how much its values may be off, in units of roundoff, as certificates allow for it; a second
+  number is for float64.
 
 """
 FOOT = """
@@ -64,7 +65,7 @@ def affine_rows() -> Iterator[list[str]]:
 def elementwise_rows() -> Iterator[list[str]]:
   for key, found in functions.TABLE.items():
     if key is elementwise_call_p:
-      yield ['`@ibpjax.elementwise`', 'as registered', 'yes', 'lines', 'as stated']
+      yield ['`@ibpjax.elementwise`', 'as registered', 'yes', 'lines', 'as stated; without, certificates refuse it']
       continue
     row = found if isinstance(found, Elementwise) else found(dict(y=2), 0)
     kind = {1: 'increasing', -1: 'decreasing', 0: 'critical points'}[row.trend]

@@ -54,10 +54,12 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     return [eqn.key.image(_sets(operands), accuracy.unit(eqn))]
   if eqn.key in accuracy.SUMS:
     return _summed(step, eqn, operands)
-  out = _rounded(step, eqn, operands)
-  if not (known := _known_floats(operands)):
+  out, known = _rounded(step, eqn, operands), _known_floats(operands)
+  unknown = _anywhere(known, eqn.outputs[0].shape) if known else False
+  if eqn.key is P.atan2_p:  # of two subnormal numbers: 0 / 0
+    unknown |= functools.reduce(operator.and_, map(_beside_zero, map(as_interval, operands)))
+  elif not known:
     return out
-  unknown = _anywhere(known, eqn.outputs[0].shape)
   return [Interval(jnp.where(unknown, -jnp.inf, x.lower), jnp.where(unknown, jnp.inf, x.upper)) for x in out]
 
 
@@ -155,6 +157,12 @@ def _sets(operands: Sequence[Any]) -> list[Any]:
 def _known_floats(operands: Sequence[Any]) -> list[Any]:
   """The known operands that may be subnormal."""
   return [x for x in operands if not is_set(x) and may_be_subnormal(x)]
+
+
+def _beside_zero(x: Interval) -> Any:
+  """Where an interval has elements less than the least normal number."""
+  tiny = jnp.finfo(x.dtype).tiny
+  return (x.lower < tiny) & (x.upper > -tiny)
 
 
 def _anywhere(known: Sequence[Any], shape: tuple[int, ...]) -> Any:

@@ -85,3 +85,24 @@ def test_a_perturbed_second_operand_of_a_registered_function_is_refused():
   ramp = ibpjax.elementwise(ibpjax.Elementwise(lambda k, r: (r,)))(lambda x, r: jnp.minimum(x, r))
   with pytest.raises(NotImplementedError, match='one perturbed operand'):
     ibp(lambda x: ramp(X, x))(linf_ball(X, .1))
+
+
+def test_an_expected_interval_is_no_bound_of_an_intermediate_value():
+  """Alone finds a way in for ranges that hold in expectation: [0, 0] was believed of a range of [0, 2]."""
+  g, box = lambda x: jax.nn.relu(jax.nn.relu(x) + jax.nn.relu(-x)), Interval(-jnp.ones(1), jnp.ones(1))
+  given = ibp(g, intermediates=True)(box)[1]
+  zero = ibpjax.ExpectedInterval(jnp.zeros(1), jnp.zeros(1))
+  by_hand = ibpjax.Intermediates(dict.fromkeys(given.bounds, zero))
+  for method in (ibp, ibpjax.crown, ibpjax.alpha_crown):
+    with pytest.raises(TypeError, match='ExpectedInterval'):
+      method(g, intermediate=by_hand)(box)
+    with pytest.raises(TypeError, match='ExpectedInterval'):
+      method(g, intermediate=ibpjax.etb(g)(box))(box)
+  with pytest.raises(TypeError, match='ExpectedInterval'):
+    ibpjax.crown(g, intermediate=lambda f, intermediates: lambda *args: (None, by_hand))(box)
+  with pytest.raises(TypeError, match=r'etb cannot return the bounds of intermediate values'):
+    ibpjax.crown(g, intermediate=ibpjax.etb)(box)
+  with pytest.raises(TypeError, match=r'returned Interval: .*\(bounds, Intermediates\)'):
+    ibpjax.crown(g, intermediate=lambda f, intermediates: ibp(f))(box)
+  with pytest.raises(TypeError, match='LpBall'):
+    ibp(g, intermediate=ibpjax.Intermediates({i: lp_ball(b.centre, 1.) for i, b in given.bounds.items()}))(box)

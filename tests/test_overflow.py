@@ -65,6 +65,55 @@ def test_softmax_without_a_shift_as_it_is_computed():
     assert bool(jnp.all(jnp.isfinite(ibp(f)(x).width)))
 
 
+SOME = jnp.array([True, True, False])
+SHIFTS = {
+    'none': lambda x: 0., 'mean': jnp.mean, 'greatest of a part': lambda x: x[:2].max(), 'number': lambda x: 20.,
+    'more than the greatest': lambda x: 1.5 * x.max(), 'greatest': jnp.max, 'greatest, or a number': lambda x: jnp.max(
+        x, initial=250.)}
+EXPONENTIALS = {
+    'softmax': lambda x, m: jnp.exp(x - m) / jnp.exp(x - m).sum(),
+    'by a reciprocal': lambda x, m: jnp.exp(x - m) * (1 / jnp.exp(x - m).sum()),
+    'log_softmax': lambda x, m: (x - m) - jnp.log(jnp.exp(x - m).sum()),
+    'logsumexp': lambda x, m: jnp.log(jnp.exp(x - m).sum()) + m,
+    'of some': lambda x, m: jnp.where(SOME, jnp.exp(x - m), 0) / jnp.where(SOME, jnp.exp(x - m), 0).sum(),
+    'all, over some': lambda x, m: jnp.exp(x - m) / jnp.where(SOME, jnp.exp(x - m), 0).sum(),
+}
+
+
+@pytest.mark.parametrize('name', EXPONENTIALS)
+@pytest.mark.parametrize('shift', SHIFTS)
+def test_exponents_that_are_not_shifted_by_their_greatest(name, shift):
+  """Alone finds a group taken for safe from overflow because some greatest element is subtracted, if not its own."""
+  f = lambda x: EXPONENTIALS[name](x, SHIFTS[shift](x))
+  bounded = jax.jit(ibp(f, round_outward=True))
+  for x in ([0., 100., 100.], [0., 1000., 1000.], [-53.8, -287.7, 302.8], [-200., -250., 0.], [1., 2., 3.]):
+    bound, value = bounded(box(x, x)), np.float64(f(jnp.asarray(x, jnp.float32)))
+    lower, upper = np.float64(bound.lower), np.float64(bound.upper)
+    infinite = (lower == -np.inf) & (upper == np.inf)
+    assert np.all(infinite | ((lower <= value) & (value <= upper)))
+    with jax.enable_x64(True):
+      exact = np.asarray(f(jnp.asarray(np.float32(x), jnp.float64)))
+    assert np.all(infinite | np.isnan(exact) | ((lower <= exact) & (exact <= upper)))
+    if x == [1., 2., 3.] and shift != 'greatest, or a number':
+      assert np.all(upper - lower < 1e-3)  # not vacuous where all goes well
+  if shift == 'greatest' and name not in ('of some', 'all, over some'):
+    assert np.all(np.isfinite(bounded(box([0., 1000., 1000.], [0., 1000., 1000.])).width))
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize('keys', [64, 414_252])
+def test_softmax_weights_below_the_least_normal_number_of_their_type(dtype, keys):
+  """Alone finds an allowance for casts that is relative where rounding is not: 414 252 such weights sum to 1.0123."""
+  def f(x):
+    weights = jax.nn.softmax(jnp.concatenate([x, jnp.zeros(keys - 1)])).astype(dtype)
+    return jnp.dot(weights, jnp.ones(keys, dtype), preferred_element_type=jnp.float32)
+  x = box([0.], [0.])
+  plain, outward = ibp(f)(x), ibp(f, round_outward=True)(x)
+  for bound in (plain, outward):
+    assert float(bound.lower) <= float(f(x.lower)) <= float(bound.upper)
+  assert float(plain.width) < .06
+
+
 def test_softmax_of_nothing_has_no_bounds():
   e = lambda x: jnp.where(jnp.array([False, False]), jnp.exp(x), 0)
   bound = ibp(lambda x: e(x) / e(x).sum())(box([0., 0.], [1., 1.]))

@@ -10,8 +10,9 @@ from flax import nnx
 from jax import lax
 
 import ibpjax
-from ibpjax import Interval, alpha_crown, crown, elementwise, ibp, lbp, nn
+from ibpjax import Interval, accuracy, affine, alpha_crown, crown, elementwise, functions, ibp, lbp, nn, nonlinear
 from ibpjax.elementwise import Elementwise
+from ibpjax.program import trace
 from ibpjax.rounding import gamma
 
 pytestmark = pytest.mark.optimized
@@ -188,3 +189,51 @@ def test_an_end_that_overflowed_into_nan_is_not_turned_into_zero():
   for f in (jax.nn.relu, jnp.abs, jax.nn.leaky_relu, lambda x: jnp.minimum(x, 1.) * -1, jnp.square):
     bound = ibp(lambda x, f=f: f(jnp.exp(x) - jnp.exp(x)))(box)  # inf - inf
     assert float(bound.upper[0]) == np.inf
+
+
+def reverse(x):
+  return x[::-1]
+
+
+PREDICATES = {
+    'and': lambda x: jnp.where((x > 0) & (reverse(x) < .5), x, 2 * x),
+    'or, not': lambda x: jnp.where(~((x > reverse(x)) | (x < .3)), x, 2 * x),
+    'xor': lambda x: jnp.where((x > reverse(x)) ^ (x > .3), x, -x),
+    'any': lambda x: jnp.where(jnp.any(x > reverse(x)), x, 2 * x),
+    'counted': lambda x: jnp.where((x > reverse(x)).sum() > 1, x, 2 * x),
+    'as a factor': lambda x: x * ((x > reverse(x)) & (x > .3)).astype(x.dtype),
+    'xlogy': lambda x: jax.scipy.special.xlogy(x, reverse(x)),
+    'entr': lambda x: jax.scipy.special.entr(x),
+    'rel_entr': lambda x: jax.scipy.special.rel_entr(x, reverse(x)),
+}
+
+
+@pytest.mark.parametrize('name', PREDICATES)
+def test_combined_predicates(name):
+  """Alone finds a method that asks for the roundoff of an operation on booleans."""
+  f, x = PREDICATES[name], jnp.asarray([.2, .4, .6, .3])
+  box = Interval(x - .125, x + .125)
+  for method in (lbp, crown):
+    bound = method(f, round_outward=True)(box)
+    assert violations(jax.vmap(f), bound, box) == 0
+    assert np.all(np.isfinite(bound.width))
+
+
+def test_the_sum_that_a_perturbed_kernel_enters_is_as_long_as_there_are_places():
+  kernel, image = np.zeros((1, 40, 40, 1)), np.zeros((2, 2, 1, 1))
+  eqn = trace(lambda k: lax.conv_general_dilated(jnp.asarray(kernel, k.dtype), k, (1, 1), 'VALID', dimension_numbers=(
+      'NHWC', 'HWIO', 'NHWC')), (Interval(image, image),), {})[0].equations[-1]
+  assert accuracy.roundings(eqn, [False, True]) == (4, 39 * 39)
+  assert accuracy.roundings(eqn, [True, False]) == (4, 4)
+
+
+def test_what_has_bounds_and_states_no_accuracy_stops_the_import(monkeypatch):
+  for table, key, value in ((functions.TABLE, lax.lgamma_p, Elementwise(lambda k: ())),
+                            (nonlinear.TABLE, lax.igamma_p, nonlinear.power)):
+    with monkeypatch.context() as patch:
+      patch.setitem(table, key, value)
+      with pytest.raises(ImportError, match=str(key)):
+        accuracy._check()
+  monkeypatch.setattr(affine, 'INCREASING', affine.INCREASING | {lax.select_and_scatter_add_p})
+  with pytest.raises(ImportError, match='select_and_scatter_add'):
+    accuracy._check()
