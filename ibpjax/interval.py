@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ibpjax.directed import DOWN, UP, converted, shifted
+
 T = TypeVar('T')
 
 
@@ -80,8 +82,8 @@ class LpBall:
 
   @property
   def hull(self) -> Interval:
-    """The least Interval that holds the ball."""
-    return Interval(self.centre - self.eps, self.centre + self.eps)
+    """The least Interval that holds the ball: its ends are rounded outward."""
+    return _box(self.centre, converted(self.eps, self.centre.dtype, UP))
 
 
 @pytree
@@ -145,13 +147,19 @@ def numbered(given: tuple, argnum: int) -> int:
 def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Interval:
   """The l-infinity ball around `x`, clipped to [minimum, maximum] when these are given.
 
+  It holds every real point of the clipped ball around `x` as JAX holds it (float32, if x is float64 and
+  `jax_enable_x64` is off). Ends that are numbers of this dtype are exact; others are rounded outward, to the next.
+  So are `eps`, `minimum` and `maximum` where they are given with higher precision, as Python numbers are. An argument
+  of a function under `jax.jit` has been rounded, to nearest, before it comes here.
+
   Args:
     x: array of any shape and float dtype, e.g. images scaled to [0, 1].
     eps: radius in the units of `x`, >= 0; a scalar or an array that broadcasts to `x`.
     minimum, maximum: the valid range of `x`, scalars or arrays that broadcast to `x`.
 
   Returns:
-    Interval of the shape and dtype of `x`.
+    Interval of the shape and dtype of `x`. Ends too small to be normal numbers, which XLA takes for 0, become the next
+    normal ones outward, or 0; float16 keeps them.
 
   Raises:
     TypeError: `x` holds integers.
@@ -160,12 +168,15 @@ def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Int
   """
   x = _floating(x, 'x')
   check_eps(eps)
-  lower, upper = x - jnp.asarray(eps, x.dtype), x + jnp.asarray(eps, x.dtype)
-  inside: Any = jnp.asarray(eps) >= 0
+  radius = converted(eps, x.dtype, UP)
+  box, inside = _box(x, radius), radius >= 0
+  lower, upper = box.lower, box.upper
   if minimum is not None:
-    lower, inside = jnp.maximum(lower, jnp.asarray(minimum, x.dtype)), inside & (x >= minimum)
+    least = converted(minimum, x.dtype, DOWN)
+    lower, inside = jnp.maximum(lower, least), inside & (x >= least)
   if maximum is not None:
-    upper, inside = jnp.minimum(upper, jnp.asarray(maximum, x.dtype)), inside & (x <= maximum)
+    greatest = converted(maximum, x.dtype, UP)
+    upper, inside = jnp.minimum(upper, greatest), inside & (x <= greatest)
   if concrete(inside):
     if not bool(jnp.all(inside)):
       raise ValueError(f'x has values in [{jnp.min(x)}, {jnp.max(x)}], outside [minimum, maximum] = '
@@ -174,12 +185,17 @@ def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Int
   return Interval(jnp.where(inside, lower, jnp.nan), jnp.where(inside, upper, jnp.nan))
 
 
+def _box(centre: Any, radius: Any) -> Interval:
+  """centre -+ radius, of one dtype, rounded outward."""
+  return Interval(shifted(centre, radius, DOWN), shifted(centre, radius, UP))
+
+
 def lp_ball(x: Any, eps: Any, p: float = 2.) -> LpBall | Interval:
   """The lp ball around `x`: all points at distance at most `eps`, 1 <= p <= inf.
 
   Args:
     x: array of any shape and float dtype; the norm runs over all of its elements.
-    eps: scalar radius in the units of `x`, >= 0.
+    eps: scalar radius in the units of `x`, >= 0; rounded up to the dtype of `x`.
     p: order of the norm; p = inf gives an Interval.
 
   IBP bounds the affine maps next to the input with the dual norm (Lyu et al. 2021, section 2.1)
@@ -191,7 +207,7 @@ def lp_ball(x: Any, eps: Any, p: float = 2.) -> LpBall | Interval:
   check_eps(eps)
   if np.isinf(p):
     return linf_ball(x, eps)
-  eps = jnp.asarray(eps, x.dtype)
+  eps = converted(eps, x.dtype, UP)
   if eps.ndim:
     raise ValueError(f'eps has shape {eps.shape}; the radius of an lp ball is a scalar (use vmap for batches)')
   return LpBall(x, eps if concrete(eps) else jnp.where(eps >= 0, eps, jnp.nan), float(p))
@@ -215,7 +231,9 @@ def validate(x: Any, name: str) -> Interval | LpBall:
   if isinstance(x, LpBall):
     if not 1 <= x.p < np.inf:
       raise ValueError(f'{name} is a ball of order p = {x.p}; balls have 1 <= p < inf (ibpjax.lp_ball makes them)')
-    box = LpBall(_floating(x.centre, f'the centre of {name}'), _floating(x.eps, f'eps of {name}'), x.p)
+    centre, eps = _floating(x.centre, f'the centre of {name}'), x.eps
+    _floating(eps, f'eps of {name}')
+    box = LpBall(centre, converted(eps, centre.dtype, UP), x.p)
     ok = jnp.isfinite(box.centre) & jnp.isfinite(box.eps) & (box.eps >= 0)
     if concrete(ok):
       if not bool(jnp.all(ok)):

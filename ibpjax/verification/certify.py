@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ibpjax.alpha import alpha_crown
 from ibpjax.chunks import dealt_over
 from ibpjax.crown import crown
+from ibpjax.directed import UP, converted
 from ibpjax.etb import etb
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
@@ -129,7 +130,7 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
       raise ValueError(f'spec has shapes {spec[0].shape} and {spec[1].shape}; the rows of C z + d > 0 have shapes '
                        f'(rows, {classes[0]}) and (rows,)')
   code = digest(f, params, xs[0]) if len(xs) else ''
-  certificate = _bounds(f, params, xs, spec, jnp.asarray(eps, xs.dtype), code=code, norm=norm, clip=clip,
+  certificate = _bounds(f, params, xs, spec, converted(eps, xs.dtype, UP), code=code, norm=norm, clip=clip,
                         labelled=labelled, method=method, intersect=intersect, mesh=mesh)
   if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ibpjax.directed import DOWN, converted
 from ibpjax.verification.certify import certify
 
 
@@ -35,7 +36,7 @@ def certified_radius(f: Callable, params: Any, xs: Any, spec: Any, greatest: flo
 
   def verified(eps):
     return certify(f, params, xs, spec, eps, **options).verified
-  high = jnp.full(xs.shape[:1], greatest, xs.dtype)
+  high = jnp.broadcast_to(converted(greatest, xs.dtype, DOWN), xs.shape[:1])
   low = jnp.where(verified(high), high, 0)
   for _ in range(steps):
     middle = low + (high - low) / 2
