@@ -14,7 +14,7 @@ import ibpjax
 from experiments import logs
 from experiments.evaluation import Records, example_key, filled, fingerprint
 from ibpjax.training.attacks import pgd_l2_by_steps
-from ibpjax.verification.radii import lipschitz_radii, logit_errors
+from ibpjax.verification.radii import certified_lipschitz_radii
 from ibpjax.verification.report import verdict
 
 
@@ -76,9 +76,7 @@ class Radii:
     which = filled(np.arange(len(images)), self.batch_size)
     x = jnp.asarray(images[which])
     with jax.enable_x64(True):
-      exact = np.asarray(self.logits(self.wide, wide(x)))
-      errors = logit_errors(self.f, self.wide, wide(x), exact)
-    radii = lipschitz_radii(exact, labels[which], self.bound, error=errors)
+      radii, errors = certified_lipschitz_radii(self.f, self.wide, wide(x), labels[which], self.bound)
     return tuple(found[:len(images)] for found in (np.asarray(self.logits(self.params, x)), radii, errors))
 
 

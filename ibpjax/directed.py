@@ -50,8 +50,9 @@ def shifted(x: Any, radius: Any, towards: int) -> Any:
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _converted(x: Any, dtype: np.dtype, towards: int) -> Any:
   wide = np.dtype(np.float64) if np.dtype(np.float64) in (x.dtype, dtype) else np.dtype(np.float32)
+  unknown = jnp.zeros(x.shape, bool)
   if jnp.issubdtype(x.dtype, jnp.floating):
-    x, unknown = _moved(x, jnp.zeros(x.shape, bool), towards).astype(wide), False
+    x = _moved(x, unknown, towards).astype(wide)
   else:  # integers: from here on some have no float
     x = x.astype(wide)
     unknown = jnp.abs(x) >= 2. ** jnp.finfo(wide).nmant

@@ -20,10 +20,14 @@ def margins(logits: Any, label: Any) -> Any:
   Returns:
     (classes - 1,), in the order of j without y. All positive: y is the prediction.
     Under a trace, where a label out of range cannot raise, its margins are NaN.
+
+  Raises:
+    TypeError, ValueError: a label that is none, logits of a batch, or a single logit, which has no margins.
   """
   classes = logits.shape[-1]
   if logits.ndim != 1:
     raise ValueError(f'logits have shape {logits.shape}; margins are for one example, (classes,): use jax.vmap')
+  check_classes(classes)
   label = check_labels(label, classes)
   rows = spec(label, classes).astype(logits.dtype)
   return rows @ logits
@@ -36,6 +40,13 @@ def spec(label: Any, classes: int) -> Any:
   valid = jnp.where((label >= 0) & (label < classes), 1., jnp.nan)
   columns = jnp.arange(classes)[None, :]
   return valid * ((columns == label).astype(valid.dtype) - (columns == others[:, None]).astype(valid.dtype))
+
+
+def check_classes(classes: int) -> None:
+  """Raises if there are fewer than two: of no margin at all everything is true."""
+  if classes < 2:
+    raise ValueError(f'{"one logit" if classes else "no logits"}: there is no other class, and of no margins all are '
+                     'positive. Give rows (C, d) of what shall be > 0, or a network with a logit for each class')
 
 
 def check_labels(labels: Any, classes: int) -> Any:

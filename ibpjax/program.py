@@ -98,11 +98,16 @@ _LIBRARIES = (_JAX, os.path.dirname(flax.__file__) + os.sep,
 
 def source_line(eqn: Equation) -> str:
   """`file:line (function)` of the user's code that produced an equation."""
-  if eqn.source.traceback is not None:
-    for frame in eqn.source.traceback.frames:
+  return user_line(eqn.source)
+
+
+def user_line(source: Any) -> str:
+  """`file:line (function)` of the user's code in the source of an equation."""
+  if source.traceback is not None:
+    for frame in source.traceback.frames:
       if not frame.file_name.startswith(_LIBRARIES):
         return f'{frame.file_name}:{frame.line_num} ({frame.function_name})'
-  return source_info_util.summarize(eqn.source)
+  return source_info_util.summarize(source)
 
 
 def unsupported(eqn: Equation, why: str) -> NotImplementedError:
@@ -340,13 +345,34 @@ def trace(f: Callable, args: tuple, kwargs: dict, keep: Callable[[dict[str, Any]
   return _build(closed, [is_set(x) for x in inputs], keep), inputs, out_tree
 
 
-def digest(f: Callable, *args: Any) -> str:
-  """A hash of what `f` computes on arguments of these shapes: its code and the arrays it closes over.
+def code_of(f: Callable, *args: Any) -> tuple[jex.ClosedJaxpr, Any]:
+  """What `f` computes on arguments of these shapes, and the shapes of its result. Traced anew at each call."""
+  return jax.make_jaxpr(lambda *xs: f(*xs), return_shape=True)(*args)  # traces are cached by the function's identity
+
+
+def performed(code: jex.ClosedJaxpr, caller: Any = None) -> Iterator[tuple[str, Any]]:
+  """(name of the primitive, its source) of each equation that a result depends on, what it calls or repeats too."""
+  needed = {v for v in code.jaxpr.outvars if not isinstance(v, jex.Literal)}
+  for eqn in reversed(code.jaxpr.eqns):
+    if needed.isdisjoint(eqn.outvars) and not eqn.effects:
+      continue
+    needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+    source = caller or eqn.source_info
+    yield eqn.primitive.name, source
+    for value in eqn.params.values():
+      for body in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(body, jex.Jaxpr):
+          body = jex.ClosedJaxpr(body, ())
+        if isinstance(body, jex.ClosedJaxpr):
+          yield from performed(body, source if _internal(body) else caller)
+
+
+def digest(closed: jex.ClosedJaxpr) -> str:
+  """A hash of what code computes: its equations and the arrays it closes over.
 
   Two functions of one digest compute the same. For keys of caches: a function that reads state
   which has changed since has another digest.
   """
-  closed = jax.make_jaxpr(lambda *xs: f(*xs))(*args)  # a new function each time: traces are cached by identity
   found = hashlib.sha256(str(closed.jaxpr).encode())
 
   def add(x: Any) -> None:

@@ -2,6 +2,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -15,6 +16,10 @@ W = jnp.ones((3, 3))
 
 def f(params, x):
   return params @ x
+
+
+def scalar(params, x):
+  return (params @ x)[None]
 
 
 @pytest.mark.parametrize(('make', 'error', 'match'), [
@@ -52,12 +57,28 @@ def f(params, x):
     (lambda: certify(f, W, X[None], jnp.array([0]), .1, norm='l3'), ValueError, "norm is 'l3'.*linf, l2, l1"),
     (lambda: certify(lambda p, x: x[None], W, X[None], jnp.array([0]), .1), ValueError, 'ibpjax.batched'),
     (lambda: certify(f, W, X[None], (jnp.ones((1, 5)), jnp.ones(1)), .1), ValueError, r'\(rows, 3\)'),
+    (lambda: certify(scalar, X, X[None], jnp.array([0]), .1), ValueError, r'one logit.*rows \(C, d\)'),
+    (lambda: certify(lambda p, x: x[:0], W, X[None], jnp.array([0]), .1), ValueError, 'no logits'),
+    (lambda: ibpjax.certified_radius(scalar, X, X[None], jnp.array([0]), .1), ValueError, 'one logit'),
+    (lambda: certify(f, W, X[None], (jnp.ones((0, 3)), jnp.ones(0)), .1), ValueError, r'no rows.*rows \(C, d\)'),
+    (lambda: margins(X[:1], 0), ValueError, 'one logit'),
+    (lambda: training.pgd(scalar, X, X[None], jnp.array([0]), .1, jax.random.key(0)), ValueError, 'one logit'),
     (lambda: training.linear(.1, -1, 5), ValueError, 'must be >= 0'),
     (lambda: training.pgd(f, W, X[None], jnp.array([5]), .1, jax.random.key(0)), ValueError, 'label 5 is out of range'),
 ])
 def test_bad_input(make, error, match):
   with pytest.raises(error, match=match):
     make()
+
+
+@pytest.mark.parametrize('objective', [None, training.ibp_objective])
+def test_training_of_one_class_is_refused(objective):
+  """Finds a loss of 0 and an error of 0 of a network with nothing to be mistaken for."""
+  graphdef, state = training.TrainState.create(
+      ibpjax.nn.mlp((4,), input_shape=(3,), classes=1, rngs=nnx.Rngs(0)), optimizer := optax.sgd(.1))
+  with pytest.raises(ValueError, match='one logit'):
+    training.train_step(state, (X[None], jnp.array([0])), jax.random.key(0), graphdef=graphdef, optimizer=optimizer,
+                        eps=lambda step: .1, kappa=lambda step: .5, objective=objective)
 
 
 def test_a_network_too_large_for_its_images_says_so():

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ibpjax import LpBall, certified_radius, certify, ibp, linf_ball, lp_ball
+from ibpjax import LpBall, certified_radius, certify, linf_ball, lp_ball
 
 pytestmark = pytest.mark.optimized
 DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16, np.float16]
@@ -124,15 +124,16 @@ def test_no_certificate_of_fewer_points_than_the_ball_has(f, x, eps, threshold, 
   assert not bool(found.verified[0])
 
 
-def test_certified_radii_do_not_exceed_the_greatest():
-  """Finds `greatest` rounded up: .1 in float32 is more than .1, here than the whole range."""
-  rows = np.ones((1, 2)), np.ones(1)
-  radii = certified_radius(lambda _, x: x, None, jnp.full((1, 2), .05), rows, .1, clip=(0., .1))
-  assert 0 < Fraction(float(radii[0])) <= Fraction(.1)
+@pytest.mark.parametrize('greatest', [.1, .7])
+def test_the_greatest_certified_radius_is_that_of_certify(greatest):
+  """Finds `greatest` rounded to nearest: .7 in float32 is less than .7, of which a certificate would not say enough."""
+  given = None, jnp.full((1, 2), .05), (np.ones((1, 2)), np.ones(1))
+  radii = certified_radius(lambda _, x: x, *given, greatest, clip=(0., greatest), steps=1)
+  assert float(radii[0]) >= greatest
+  assert bool(certify(lambda _, x: x, *given, greatest, clip=(0., greatest)).verified[0])
 
 
 def test_the_hull_of_a_ball_holds_it():
-  """Finds a hull rounded to nearest, as ibp without outward rounding takes it."""
+  """Finds a hull rounded to nearest: bounds without `round_outward` start from it."""
   ball = lp_ball(jnp.ones(1), 1e-9)
   assert float(ball.hull.lower[0]) < 1 < float(ball.hull.upper[0])
-  assert float(ibp(jnp.negative)(ball).width[0]) > 0

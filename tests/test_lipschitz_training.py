@@ -14,7 +14,7 @@ from ibpjax.lipschitz import LipschitzBound, lipschitz
 from ibpjax.lipschitz_estimates import lipschitz_estimate
 from ibpjax.training import lipschitz_losses as losses
 from ibpjax.training.attacks import pgd_l2_by_steps
-from ibpjax.verification.radii import lipschitz_radii, verified_accuracy
+from ibpjax.verification.radii import certified_lipschitz_radii, lipschitz_radii, logit_errors, verified_accuracy
 
 pytestmark = pytest.mark.usefixtures('x64')
 HEAD = np.array([[1., 0.], [0., 1.], [-.6, .8]])
@@ -154,7 +154,8 @@ def attacked(f, params, xs, labels, radii, steps=60):
 def test_attacks_inside_of_radii_break_nothing():
   params, xs, labels = trained()
   logits = jax.vmap(network, (None, 0))(params, xs)
-  radii = lipschitz_radii(logits, labels, lipschitz(network)(params, xs[0]))
+  radii, errors = certified_lipschitz_radii(network, params, xs, labels, lipschitz(network)(params, xs[0]))
+  assert np.all(errors < 1e-12)
   sure = radii > 0
   assert sure.mean() > .9
   inside = np.where(sure, radii, 0)
@@ -172,7 +173,7 @@ def test_attacks_break_a_control_that_is_vulnerable():
   xs = jnp.asarray(np.random.default_rng(1).normal(size=(200, 5)))
   logits = xs @ head.T
   labels = logits.argmax(-1)
-  radii = lipschitz_radii(logits, labels, lipschitz(linear)(head, xs[0]))
+  radii, _ = certified_lipschitz_radii(linear, head, xs, labels, lipschitz(linear)(head, xs[0]))
   assert np.all(attacked(linear, head, xs, labels, jnp.asarray(radii)) > 0)
   assert np.mean(attacked(linear, head, xs, labels, jnp.asarray(1.05 * radii)) <= 0) >= .95
 
@@ -180,36 +181,83 @@ def test_attacks_break_a_control_that_is_vulnerable():
 def test_radii_of_ties_and_of_wrong_predictions_are_0():
   bound = LipschitzBound(1., np.ones((3, 3)) - np.eye(3), 'upper', 0., 0., ())
   logits = [[1., 1., 0.], [0., 1., 0.], [2., 1., 0.], [np.nan, 1., 0.]]
-  found = lipschitz_radii(logits, [0, 0, 0, 0], bound, error=0.)
+  found = lipschitz_radii(logits, [0, 0, 0, 0], bound, claimed_error=0.)
   np.testing.assert_allclose(found, [0, 0, 1, 0])
   assert found[2] < 1  # rounded down
-  assert lipschitz_radii([[1., 1 - 1e-6, 0.]], [0], bound)[0] == 0  # within the error of the logits
+  assert lipschitz_radii([[1., 1 - 1e-6, 0.]], [0], bound, claimed_error=1e-5)[0] == 0  # within the error of the logits
   constant = dataclasses.replace(bound, pairs=np.zeros((3, 3)))
-  np.testing.assert_array_equal(lipschitz_radii([[2., 1., 0.], [1., 1., 1.]], [0, 0], constant), [np.inf, 0])
+  np.testing.assert_array_equal(lipschitz_radii([[2., 1., 0.], [1., 1., 1.]], [0, 0], constant, claimed_error=0.),
+                                [np.inf, 0])
 
 
 def test_what_certifies_nothing_is_refused():
   params, x = params_of(0), jnp.zeros(5)
   found, _ = lipschitz_estimate(network)(jax.random.key(0), params, x)
   with pytest.raises(TypeError, match='a LipschitzEstimate is a lower bound'):
-    lipschitz_radii([[1., 0., 0.]], [0], found)
+    lipschitz_radii([[1., 0., 0.]], [0], found, claimed_error=0.)
   for kind in ('lower', 'probabilistic'):
     with pytest.raises(ValueError, match=f'the bound is {kind} and not upper'):
-      lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), kind, 0., 0., ()))
+      lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), kind, 0., 0., ()), claimed_error=0.)
   with pytest.raises(ValueError, match='no constants of pairs'):
-    lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., None, 'upper', 0., 0., ()))
+    lipschitz_radii([[1., 0., 0.]], [0], LipschitzBound(1., None, 'upper', 0., 0., ()), claimed_error=0.)
   good = LipschitzBound(1., np.ones((3, 3)), 'upper', 0., 0., ())
   with pytest.raises(ValueError, match=r'labels lie in \[-1, 0\]'):
-    lipschitz_radii(np.ones((2, 3)), [-1, 0], good)
+    lipschitz_radii(np.ones((2, 3)), [-1, 0], good, claimed_error=0.)
   np.testing.assert_allclose(lipschitz_radii([[2., 0., 0.]], [0], good, error=[.1]), [1.6])
   with pytest.raises(ValueError, match='error has shape'):
     lipschitz_radii([[2., 0., 0.]], [0], good, error=np.ones((1, 1)))
   with pytest.raises(ValueError, match='error is -1'):
-    lipschitz_radii(np.ones((1, 3)), [0], good, error=-1)
+    lipschitz_radii(np.ones((1, 3)), [0], good, claimed_error=-1)
   with pytest.raises(TypeError, match=r'jax.random.key\(seed\)'):
     lipschitz_estimate(network)(jax.random.PRNGKey(0), params, x)
   with pytest.raises(ValueError, match='logits have shape'):
-    lipschitz_radii([[1., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), 'upper', 0., 0., ()))
+    lipschitz_radii([[1., 0.]], [0], LipschitzBound(1., np.ones((3, 3)), 'upper', 0., 0., ()), claimed_error=0.)
+
+
+def test_cancelling_logits_have_no_radius_that_exact_arithmetic_denies():
+  """Finds an error that is guessed: here rounding moves a logit by .03, past the other one."""
+  with jax.enable_x64(False):
+    f = lambda _, x: jnp.stack([x[0], (x[1] + 1e6) - 1e6])
+    x = jnp.array([[.52, .53], [9., .1]], jnp.float32)
+    bound = LipschitzBound(1., 2 ** .5 * (1 - np.eye(2)), 'upper', 0., 0., ())
+    radii, errors = certified_lipschitz_radii(f, None, x, [0, 0], bound)
+    logits = jax.vmap(f, (None, 0))(None, x)
+    assert radii[0] == 0
+    assert 0 < radii[1] <= 8.9 / 2 ** .5
+    assert errors[0] >= .03 / .53
+    np.testing.assert_array_equal(radii, lipschitz_radii(logits, [0, 0], bound, error=logit_errors(f, None, x, logits)))
+    assert lipschitz_radii(logits, [0, 0], bound, claimed_error=1e-5)[0] > 0  # what a guess would have certified
+
+
+def test_an_error_has_to_be_given():
+  """Finds a default, and a number in the place of computed errors."""
+  bound = LipschitzBound(1., np.ones((3, 3)), 'upper', 0., 0., ())
+  for errors in ({}, dict(error=np.zeros(1), claimed_error=0.)):
+    with pytest.raises(TypeError, match=r'give one of error=logit_errors.*claimed_error=.*certified_lipschitz_radii'):
+      lipschitz_radii([[1., 0., 0.]], [0], bound, **errors)
+  with pytest.raises(ValueError, match=r'error has shape .*claimed_error'):
+    lipschitz_radii([[1., 0., 0.]], [0], bound, error=1e-5)
+  with pytest.raises(ValueError, match='claimed_error has shape'):
+    lipschitz_radii([[1., 0., 0.]], [0], bound, claimed_error=np.zeros(1))
+
+
+def test_errors_are_those_of_what_a_function_closes_over_now():
+  """Finds errors computed for a model as it was at the first call."""
+  model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+  f = lambda _, x: model(x[None])[0]
+  x = jnp.ones((2, 4), jnp.float32)
+  before = f(None, x[0])
+  assert np.all(logit_errors(f, None, x, jnp.stack([before] * 2)) < 1e-4)
+  model.kernel[...] = 2 * model.kernel[...]
+  assert np.all(logit_errors(f, None, x, jnp.stack([before] * 2)) > .1)
+
+
+def test_one_class_and_no_examples_have_no_radii():
+  """Finds infinite radii of one class, which nothing threatens, and the fraction of no example."""
+  with pytest.raises(ValueError, match='one logit'):
+    lipschitz_radii([[1.]], [0], LipschitzBound(1., np.zeros((1, 1)), 'upper', 0., 0., ()), claimed_error=0.)
+  with pytest.raises(ValueError, match='no radii'):
+    verified_accuracy(np.zeros(0), .1)
 
 
 @pytest.mark.usefixtures('promotion')
@@ -269,11 +317,11 @@ def test_attacks_inside_of_radii_of_a_trained_convolutional_network_break_nothin
   (xs, labels), params = image_set(1), trained_images()
   logits = jax.vmap(liresnet, (None, 0))(params, xs)
   bound = lipschitz(liresnet)(params, xs[0])
-  radii = lipschitz_radii(logits, labels, bound)
+  radii = lipschitz_radii(logits, labels, bound, error=logit_errors(liresnet, params, xs, logits))
   assert np.mean(radii > .1) > .8
   assert np.all(attacked(liresnet, params, xs, labels, jnp.asarray(radii, jnp.float32))[radii > 0] > 0)
   third = dataclasses.replace(bound, pairs=bound.pairs / 3)
-  wrong = lipschitz_radii(logits, labels, third)
+  wrong = lipschitz_radii(logits, labels, third, claimed_error=0.)
   assert np.mean(attacked(liresnet, params, xs, labels, jnp.asarray(wrong, jnp.float32)) <= 0) >= .95
 
 
@@ -285,7 +333,7 @@ def test_l2_attacks_stay_in_their_balls_and_break_what_can_be_broken(scale):
   linear = lambda head, x: head @ (x - .5)
   logits = (xs - .5) @ head.T
   labels = logits.argmax(-1)
-  radii = lipschitz_radii(logits, labels, lipschitz(linear)(head, xs[0]))
+  radii, _ = certified_lipschitz_radii(linear, head, xs, labels, lipschitz(linear)(head, xs[0]))
   keys = jax.random.split(jax.random.key(0), 100)
   for share, broken in ((.999, 0.), (1.3, .95)):
     points, worst = pgd_l2_by_steps(linear, head, xs, labels, share * radii, keys, steps=30, restarts=2)

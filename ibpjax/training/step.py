@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from ibpjax.interval import pytree
+from ibpjax.margins import check_classes
 from ibpjax.nn.param_ramp import jittered, project, set_slope
 from ibpjax.nn.sequential import Sequential
 from ibpjax.training.attacks import Attack
@@ -100,6 +101,9 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     gradient_norm; with an objective also robust [nats], its errors (fractions, at the current
     eps), eps and kappa.
 
+  Raises:
+    ValueError: an unknown `statistics`, a batch that `accumulate` does not divide, a network of one logit.
+
   Source: Gowal et al. 2018; Lyu et al. 2021, section 5.1 of the supplement.
   """
   images, labels = batch
@@ -132,6 +136,7 @@ def train_step(state: TrainState, batch: tuple[Any, Any], key: Any, *, graphdef:
     if estimate is not None:
       lengths, carried = estimate(one)(carried, (model, stats), images[0])
       shared['pairs'] = lengths.pairs
+    check_classes(logits.shape[-1])
     natural = total = natural_loss(logits, labels)
     metrics = dict(natural=natural, error=jnp.mean(logits.argmax(-1) != labels))
     if objective is not None:

@@ -18,9 +18,10 @@ from ibpjax.etb import etb
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
 from ibpjax.lbp import lbp
-from ibpjax.margins import check_labels, margins
+from ibpjax.margins import check_classes, check_labels, margins
 from ibpjax.program import digest
 from ibpjax.unsound import why_unsound
+from ibpjax.verification.mode import evaluated
 
 # method -> the transformation of a specification that bounds it, allowing for rounding; given `intersect`.
 METHODS: dict[str, Callable[..., Callable]] = {
@@ -61,27 +62,33 @@ class Certificate:
 
 def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str = 'linf',
             clip: tuple[float, float] | None = (0., 1.), method: str = 'crown-ibp',
-            intersect: bool = True, mesh: Mesh | None = None) -> Certificate:
+            intersect: bool = True, allow_random: bool = False, mesh: Mesh | None = None) -> Certificate:
   """Certifies a specification of `f` on the ball of radius `eps` around each example.
 
-  Bounds are computed at the highest matmul precision and widened by a computed allowance for
-  rounding: they hold for the exact and for the floating-point network.
+  Of each example it is about all real points of the ball around it, as JAX holds it: |x' - x| <= eps in every
+  coordinate and x' in `clip`, or the l2 or l1 norm of x' - x at most eps (no clip); x in the dtype that JAX makes of
+  `xs` (float32 of float64 without `jax_enable_x64`), eps and the ends of `clip` with the precision that they are given
+  in. Bounds are computed at the highest matmul precision and widened by a computed allowance for rounding: they hold
+  for the exact network and, at points that are numbers of that dtype, for the one in floating point.
 
   Args:
     f: (params, x) -> (classes,) logits of one example. `ibpjax.batched` makes one of a model of
       batches. Hand in the same function object for each batch: it is compiled once (and again when
-      anything that it closes over has changed).
+      anything that it closes over has changed). In evaluation mode: dropout that draws and batch norm that takes its
+      statistics from the example are refused, as far as they can be seen (`ibpjax.verification.mode`).
     params: its first argument.
     xs: (batch, ...) examples, floats, unperturbed.
-    spec: (batch,) integer labels, to certify all margins z_y - z_j; or rows (C, d), C of shape
-      (rows, classes) and d of shape (rows,), to certify C z + d > 0 for every example.
+    spec: (batch,) integer labels, to certify all margins z_y - z_j, of two classes or more; or rows (C, d), C of shape
+      (rows, classes) and d of shape (rows,), to certify C z + d > 0 for every example, at least one row.
     eps: radius in the units of `xs`, a scalar, or (batch,) radii, one for each example.
     norm: 'linf', 'l2' or 'l1'.
-    clip: valid range of the inputs; the l-infinity ball is cut to it. None for no range.
+    clip: valid range of the inputs; the l-infinity ball is cut to it, the others are not. None for no range.
     method: how bounds are computed, from fast and loose to slow and tight: 'ibp' (elided), 'crown-ibp', 'lbp',
       'crown-lbp', 'crown' or 'alpha-crown', which optimises the bounds that are not positive.
     intersect: intersect the bounds of linear methods with those of interval arithmetic wherever these are needed, so
       that no method verifies less than 'ibp'.
+    allow_random: certify a function that draws random numbers from keys of its own or from its parameters, as random
+      features do, for the one draw that these keys give.
     mesh: devices to compute on, examples cut along its first axis. Along its second one, if it has two, the rows are
       dealt that 'crown-ibp', 'crown-lbp' and 'crown' walk back for an example, where one is enough for many devices.
 
@@ -89,7 +96,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     Certificate.
 
   Raises:
-    TypeError, ValueError: bad argument, named with its remedy.
+    TypeError, ValueError: bad argument, named with its remedy; a model in training mode, with the layer; one logit or
+      no rows, of which all would be certain.
     RuntimeError: a bound excludes the value at the example itself, which no sound bound does.
 
   Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021; Xu et al. 2021.
@@ -115,12 +123,14 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     if concrete(xs) and not np.all((np.asarray(xs) >= clip[0]) & (np.asarray(xs) <= clip[1])):
       raise ValueError(f'xs has values in [{np.min(xs)}, {np.max(xs)}], outside of clip = {clip}: scale the inputs or '
                        'widen clip')
-  classes = jax.eval_shape(f, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)).shape
+  code, result = evaluated(f, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), allow_random)
+  classes = result.shape
   if len(classes) != 1:
     raise ValueError(f'f returns shape {classes} for one example; certify needs (classes,). For a model of batches '
                      'use ibpjax.batched(f)')
   labelled = not isinstance(spec, tuple)
   if labelled:
+    check_classes(classes[0])
     spec = check_labels(spec, classes[0])
     if spec.shape != xs.shape[:1]:
       raise ValueError(f'{spec.shape} labels for {len(xs)} examples: give one label an example')
@@ -129,8 +139,9 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     if spec[0].ndim != 2 or spec[0].shape[1] != classes[0] or spec[1].shape != spec[0].shape[:1]:
       raise ValueError(f'spec has shapes {spec[0].shape} and {spec[1].shape}; the rows of C z + d > 0 have shapes '
                        f'(rows, {classes[0]}) and (rows,)')
-  code = digest(f, params, xs[0]) if len(xs) else ''
-  certificate = _bounds(f, params, xs, spec, converted(eps, xs.dtype, UP), code=code, norm=norm, clip=clip,
+    if not len(spec[0]):
+      raise ValueError('spec has no rows, and of nothing everything is certain: give rows (C, d) of what shall be > 0')
+  certificate = _bounds(f, params, xs, spec, converted(eps, xs.dtype, UP), code=digest(code), norm=norm, clip=clip,
                         labelled=labelled, method=method, intersect=intersect, mesh=mesh)
   if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '

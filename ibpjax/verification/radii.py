@@ -13,30 +13,72 @@ from ibpjax.ibp import ibp
 from ibpjax.interval import Interval
 from ibpjax.lipschitz import LipschitzBound
 from ibpjax.lipschitz_estimates import LipschitzEstimate
+from ibpjax.margins import check_classes
+from ibpjax.program import digest
+from ibpjax.verification.mode import evaluated
 
-_ERROR = 1e-5  # of logits, relative to the greatest of an example: float32, sums of thousands of terms
+
+def certified_lipschitz_radii(f: Callable, params: Any, xs: Any, labels: Any,
+                              bound: LipschitzBound) -> tuple[np.ndarray, np.ndarray]:
+  """The l2 radius within which the prediction of each example certainly stays its label, its logits computed here.
+
+  Of the network in exact arithmetic: logits are computed at the highest matmul precision, and what rounding may have
+  done to them is bounded (`logit_errors`) and taken off. In float32 that may be much, of which `jax_enable_x64` makes
+  little.
+
+  Args:
+    f: (params, x) -> (classes,) logits of one example, in evaluation mode.
+    params: its first argument.
+    xs: (batch, ...) floats.
+    labels: (batch,) integers.
+    bound: of `ibpjax.lipschitz` for f and these params, with constants of pairs.
+
+  Returns:
+    (batch,) radii in float64, 0 for those misclassified, as of `lipschitz_radii`; and (batch,) errors that have been
+    allowed for, as of `logit_errors`.
+
+  Raises:
+    TypeError, ValueError: as `lipschitz_radii`; and f is in training mode.
+
+  Source: Leino et al. 2021, section 3.
+  """
+  logits, lower, upper = _at_points(f, params, xs)
+  errors = _errors(logits, lower, upper)
+  return lipschitz_radii(logits, labels, bound, error=errors), errors
 
 
-def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: Any = _ERROR) -> np.ndarray:
+def lipschitz_radii(logits: Any, labels: Any, bound: LipschitzBound, *, error: Any = None,
+                    claimed_error: float | None = None) -> np.ndarray:
   """The l2 radius within which the prediction of each example stays its label: (batch,), 0 for those misclassified.
 
   min over the other classes of (f_y - f_i) / K_yi, in float64, rounded down, the logits allowed to be wrong by `error`.
-  A prediction certainly does not change at distances less than that; a tie has radius 0.
+  A prediction certainly does not change at distances less than that; a tie has radius 0. Nothing is certain of radii
+  with a claimed error that is too small: `certified_lipschitz_radii` computes both.
 
   Args:
     logits: (batch, classes), of the network that `bound` was computed for, in evaluation mode.
     labels: (batch,) integers.
     bound: of `ibpjax.lipschitz`, with constants of pairs.
-    error: of each logit, relative to the greatest magnitude of a logit of the example; a number, or one for each
-      example (`logit_errors`).
+    error: (batch,), of each logit of an example, relative to the greatest magnitude of its logits: of `logit_errors`.
+    claimed_error: instead of that a number that the caller answers for, 0 for logits that are exact.
 
   Raises:
-    TypeError, ValueError: what certifies nothing (an estimate, a lower bound, one that holds with some probability), or
-      has no constants of pairs.
+    TypeError: both errors or none; an estimate.
+    ValueError: what certifies nothing (a lower bound, one that holds with some probability), or has no constants of
+      pairs; one logit; shapes that do not fit.
 
   Source: Leino et al. 2021, section 3.
   """
-  each = _radii(logits, labels, bound, error)
+  if (error is None) == (claimed_error is None):
+    raise TypeError('give one of error=logit_errors(f, params, xs, logits) and claimed_error=, a number that you '
+                    'answer for; or use certified_lipschitz_radii, which computes logits, their errors and radii')
+  if claimed_error is None:
+    if np.shape(error) != np.shape(labels):
+      raise ValueError(f'error has shape {np.shape(error)} for labels of shape {np.shape(labels)}: it has one for each '
+                       'example, those of logit_errors; a number that you answer for is claimed_error')
+  elif np.ndim(claimed_error):
+    raise ValueError(f'claimed_error has shape {np.shape(claimed_error)}; it is one number for all examples')
+  each = _radii(logits, labels, bound, error if claimed_error is None else claimed_error)
   return np.nan_to_num(each.min(1), nan=0., posinf=np.inf) * (1 - 1e-12)
 
 
@@ -63,13 +105,13 @@ def _radii(logits: Any, labels: Any, bound: LipschitzBound, error: Any, signed: 
                      'have (batch, classes) and (batch,)')
   if labels.size and (labels.min() < 0 or labels.max() >= logits.shape[1]):
     raise ValueError(f'labels lie in [{labels.min()}, {labels.max()}]; there are {logits.shape[1]} classes, from 0 on')
+  check_classes(logits.shape[1])
   error = np.asarray(error, np.float64)
-  if error.shape not in ((), labels.shape):
-    raise ValueError(f'error has shape {error.shape} for {len(labels)} examples: give one number, or one for each')
   if np.any(error < 0):
     raise ValueError(f'error is {error}; it is >= 0')
   every = np.arange(len(logits))
-  allowed = 2 * error * np.max(np.abs(logits), axis=1, initial=0)
+  # Of each of the two logits, and what rounding does to this sum.
+  allowed = 2 * (error * (1 + 1e-12) + (0 if signed else 4e-16)) * np.max(np.abs(logits), axis=1, initial=0)
   margins = logits[every, labels][:, None] - logits - allowed[:, None]
   constants = bound.pairs[labels]
   with np.errstate(divide='ignore', invalid='ignore'):
@@ -80,7 +122,9 @@ def _radii(logits: Any, labels: Any, bound: LipschitzBound, error: Any, signed: 
 
 
 def verified_accuracy(radii: np.ndarray, eps: float) -> float:
-  """The fraction of examples whose radius is greater than eps, strictly (VRA)."""
+  """The fraction of examples whose radius is greater than eps, strictly (VRA). Raises ValueError if there are none."""
+  if not len(radii):
+    raise ValueError('there are no radii, and no fraction of nothing: give at least one example')
   return float(np.mean(radii > eps))
 
 
@@ -90,21 +134,35 @@ def logit_errors(f: Callable, params: Any, xs: Any, logits: Any) -> np.ndarray:
   By interval arithmetic at the points themselves, which allows for the rounding of each operation.
 
   Args:
-    f: (params, x) -> (classes,) logits of one example; one function object for all batches, as for `jax.jit`.
+    f: (params, x) -> (classes,) logits of one example, in evaluation mode; one function object for all batches, which
+      is compiled once (and again when anything that it closes over has changed).
     params: its first argument.
     xs: (batch, ...) examples.
     logits: (batch, classes), as computed for them.
   """
-  lower, upper = (np.asarray(x, np.float64) for x in _at_points(f, params, jnp.asarray(xs)))
-  logits = np.asarray(logits, np.float64)
+  return _errors(logits, *_at_points(f, params, xs)[1:])
+
+
+def _errors(logits: Any, lower: Any, upper: Any) -> np.ndarray:
+  logits, lower, upper = (np.asarray(x, np.float64) for x in (logits, lower, upper))
   off = np.max(np.maximum(upper - logits, logits - lower), axis=1, initial=0)
   greatest = np.max(np.abs(logits), axis=1, initial=0)
   return np.where(greatest > 0, np.maximum(off, 0) / np.where(greatest > 0, greatest, 1), np.where(off > 0, np.inf, 0))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _at_points(f, params, xs):
+def _at_points(f: Callable, params: Any, xs: Any) -> tuple[Any, Any, Any]:
+  """Logits at examples, and their lower and upper bounds there."""
+  xs = jnp.asarray(xs)
+  with jax.default_matmul_precision('highest'):
+    code, _ = evaluated(f, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), allow_random=False)
+    return _compiled(f, params, xs, digest(code))
+
+
+@functools.partial(jax.jit, static_argnames=('f', 'code'))
+def _compiled(f, params, xs, code):
+  del code  # part of the key: compiled anew if what f closes over has changed
+
   def one(x):
     found = ibp(f, round_outward=True)(params, Interval(x, x))
-    return found.lower, found.upper
+    return f(params, x), found.lower, found.upper
   return jax.vmap(one)(xs)

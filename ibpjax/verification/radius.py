@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ibpjax.directed import DOWN, converted
+from ibpjax.directed import UP, converted
 from ibpjax.verification.certify import certify
 
 
@@ -20,9 +20,9 @@ def certified_radius(f: Callable, params: Any, xs: Any, spec: Any, greatest: flo
 
   Args:
     f, params, xs, spec: as in `certify`.
-    greatest: the greatest radius that is tried, in the units of `xs`.
+    greatest: the greatest radius that is tried, in the units of `xs`; rounded up to their dtype, as by `certify`.
     steps: of the bisection, each as expensive as `certify`.
-    **options: of `certify`: norm, clip, method, intersect.
+    **options: of `certify`: norm, clip, method, intersect, allow_random, mesh.
 
   Returns:
     (batch,) radii; 0 also for examples that no radius is certified for, as misclassified ones.
@@ -36,7 +36,7 @@ def certified_radius(f: Callable, params: Any, xs: Any, spec: Any, greatest: flo
 
   def verified(eps):
     return certify(f, params, xs, spec, eps, **options).verified
-  high = jnp.broadcast_to(converted(greatest, xs.dtype, DOWN), xs.shape[:1])
+  high = jnp.broadcast_to(converted(greatest, xs.dtype, UP), xs.shape[:1])
   low = jnp.where(verified(high), high, 0)
   for _ in range(steps):
     middle = low + (high - low) / 2
