@@ -23,14 +23,21 @@ def converted(x: Any, dtype: Any, towards: int) -> jax.Array:
 
   Its derivative is 1. Numbers that are being traced have been rounded before, by whoever made a tracer of them.
   """
-  dtype = np.dtype(dtype)
-  if not isinstance(x, jax.core.Tracer) and np.asarray(x).dtype != dtype:
-    given = np.asarray(x).astype(np.longdouble)
-    with np.errstate(over='ignore', under='ignore'):
-      near = given.astype(dtype)
-      off = towards * near.astype(np.longdouble) < towards * given
-      x = np.where(off, np.nextafter(near, np.asarray(towards * np.inf, dtype)), near)
-  return _converted(jnp.asarray(x), dtype, towards)
+  if not isinstance(x, jax.core.Tracer):
+    x = rounded(x, dtype, towards)
+  return _converted(jnp.asarray(x), np.dtype(dtype), towards)
+
+
+def rounded(x: Any, dtype: Any, towards: int) -> np.ndarray:
+  """Numbers that can be looked at in `dtype`, rounded towards DOWN or UP, in NumPy: subnormal ones stay."""
+  x = np.asarray(x)
+  if x.dtype == dtype:
+    return x
+  given = x.astype(np.longdouble)
+  with np.errstate(over='ignore', under='ignore'):
+    near = given.astype(dtype)
+    off = towards * near.astype(np.longdouble) < towards * given
+    return np.where(off, np.nextafter(near, np.asarray(towards * np.inf, dtype)), near)
 
 
 def shifted(x: Any, radius: Any, towards: int) -> Any:

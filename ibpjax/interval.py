@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibpjax.directed import DOWN, UP, converted, shifted
+from ibpjax.directed import DOWN, UP, converted, rounded, shifted
 
 T = TypeVar('T')
 
@@ -132,6 +132,15 @@ def _floating(x: Any, name: str) -> jax.Array:
   return jnp.asarray(x)
 
 
+def _end(x: Any, name: str, towards: int) -> jax.Array:
+  """An end of an interval as a float array; rounded outward where JAX does not hold it as it is given."""
+  kept = _floating(x, name)
+  if (x.dtype if hasattr(x, 'dtype') else np.dtype(type(x))) == kept.dtype:
+    return kept
+  end = rounded(x, kept.dtype, towards)
+  return jnp.asarray(float(end) if type(x) is float else end)   # a Python number adapts to other dtypes
+
+
 def concrete(*xs: Any) -> bool:
   """Whether none of `xs` is being traced, so that its values can be looked at."""
   return not any(isinstance(x, jax.core.Tracer) for x in xs)
@@ -240,7 +249,7 @@ def validate(x: Any, name: str) -> Interval | LpBall:
         raise ValueError(f'{name} has a centre or eps that is NaN, infinite or negative: input sets are finite')
       return box
     return LpBall(box.centre, jnp.where(jnp.all(ok), box.eps, jnp.inf), x.p)
-  lower, upper = _floating(x.lower, f'the lower end of {name}'), _floating(x.upper, f'the upper end of {name}')
+  lower, upper = _end(x.lower, f'the lower end of {name}', DOWN), _end(x.upper, f'the upper end of {name}', UP)
   if lower.shape != upper.shape or lower.dtype != upper.dtype:
     raise ValueError(f'{name} has a lower end {lower.dtype}{list(lower.shape)} and an upper end '
                      f'{upper.dtype}{list(upper.shape)}: both ends need one shape and one dtype')

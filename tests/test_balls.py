@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ibpjax import LpBall, certified_radius, certify, linf_ball, lp_ball
+from ibpjax import Interval, LpBall, certified_radius, certify, ibp, linf_ball, lp_ball
 
 pytestmark = pytest.mark.optimized
 DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16, np.float16]
@@ -99,6 +99,15 @@ def test_radii_and_ranges_of_higher_precision_are_rounded_outward():
   for dtype in (jnp.bfloat16, jnp.float16):
     traced = jax.jit(lambda v, dtype=dtype: linf_ball(jnp.zeros(3, dtype), v).upper)(np.float32([.7, 1e-7, .1]))
     assert np.all(np.asarray(traced, np.float64) >= np.float32([.7, 1e-7, .1]))
+
+
+def test_ends_of_intervals_of_higher_precision_are_rounded_outward():
+  """Finds numpy or Python numbers as ends, rounded to nearest."""
+  for value in (.1, .3, .7, np.float64(.1), np.array([.3]), np.array([.7, .1])):
+    of = lambda v=value: ibp(jnp.negative)(Interval(v, v))
+    for bound in (of(), jax.jit(of)()):
+      assert np.all(-np.asarray(bound.upper, np.float64) <= value)
+      assert np.all(-np.asarray(bound.lower, np.float64) >= value)
 
 
 def test_gradients_of_ends():

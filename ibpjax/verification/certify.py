@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ibpjax.alpha import alpha_crown
 from ibpjax.chunks import dealt_over
 from ibpjax.crown import crown
-from ibpjax.directed import UP, converted
+from ibpjax.directed import UP, converted, rounded
 from ibpjax.etb import etb
 from ibpjax.ibp import ibp
 from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
@@ -117,7 +117,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
   if jnp.shape(eps) not in ((), xs.shape[:1]):
     raise ValueError(f'eps has shape {jnp.shape(eps)} for {len(xs)} examples: give one radius, or one for each')
   if clip is not None:
-    if concrete(eps) and norm == 'linf' and np.max(eps, initial=0) > clip[1] - clip[0]:
+    if concrete(eps) and norm == 'linf' and np.any(
+        rounded(eps, xs.dtype, UP) > rounded(clip[1] - clip[0], xs.dtype, UP)):
       raise ValueError(f'eps is {eps}, more than the whole range {clip} of the inputs: give it in their units '
                        '(8/255 and not 8)')
     if concrete(xs) and not np.all((np.asarray(xs) >= clip[0]) & (np.asarray(xs) <= clip[1])):
