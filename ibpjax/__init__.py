@@ -2,6 +2,7 @@
 from ibpjax import nn
 from ibpjax._version import __version__
 from ibpjax.alpha import alpha_crown
+from ibpjax.compiling import warn_of_wrong_values
 from ibpjax.crown import METHODS, crown
 from ibpjax.elementwise import Elementwise, elementwise
 from ibpjax.etb import Companion, etb, etb_companion
@@ -17,6 +18,7 @@ from ibpjax.margins import batched, margins
 from ibpjax.verification.certify import Certificate, certify
 from ibpjax.verification.radius import certified_radius
 
+warn_of_wrong_values()
 METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 
 __all__ = [

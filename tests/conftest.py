@@ -5,7 +5,9 @@ import pathlib
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Commands that tests start share what they compile; tests themselves compile everything.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled')
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
+# Without the second, jaxlib 0.10.2 computes wrong values (ibpjax/compiling.py).
+os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=2 '
+                           '--xla_cpu_experimental_ynn_fusion_type=')
 
 import hypothesis
 import jax

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = [{'directed'}, {'_version', 'branchless', 'chunks', 'declared', 'interval', 'patches', 'pinned', 'spectral',
                          'unsound'},
-          {'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions', 'subnormal'},
+          {'compiling', 'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions', 'subnormal'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
           {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_errors', 'piece_forms'},
           {'integers', 'normalise', 'piece_norms', 'softmax', 'univariate'}, {'nonlinear', 'softmax_patterns'},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from ibpjax.compiling import RightJit
 from ibpjax.elementwise import Elementwise, elementwise
 
 LEAST_HEIGHT = 1e-4   # Lyu et al. 2021, section 3.1
@@ -156,7 +157,7 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
     ramp.bent[...] = jnp.zeros((), bool)
   graphdef, state = nnx.split(straight)
 
-  @jax.jit
+  @RightJit
   def sums(state, x):
     outputs = []
 

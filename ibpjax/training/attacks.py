@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ibpjax.compiling import RightJit
 from ibpjax.interval import Interval, check_eps, linf_ball
 from ibpjax.margins import check_labels, margins
 
@@ -175,18 +176,18 @@ def _worse(x: Any, z: Any, best: tuple[Any, Any], label: Any) -> tuple[Any, Any]
   return jax.tree.map(lambda new, old: jnp.where(m < best[1], new, old), (x, m), best)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(RightJit, static_argnums=0)
 def _all_step(f, params, xs, best, labels, lower, upper, step_size):
   return jax.vmap(functools.partial(_step, f), (None, 0, 0, 0, 0, 0, None))(
       params, xs, best, labels, lower, upper, step_size)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(RightJit, static_argnums=0)
 def _all_counted(f, params, xs, best, labels):
   return jax.vmap(functools.partial(_counted, f), (None, 0, 0, 0))(params, xs, best, labels)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(RightJit, static_argnums=0)
 def _all_l2_step(f, params, xs, best, labels, centres, radii, lengths, clip):
   def one(x, best, label, centre, radius, length):
     def loss(x):

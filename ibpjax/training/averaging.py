@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ibpjax.compiling import RightJit
 from ibpjax.training.step import split
 
 
@@ -49,7 +50,7 @@ def measured_batch_stats(graphdef: Any, params: Any, batch_stats: Any, batches: 
   return split(model)[1][1]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(RightJit, static_argnums=0)
 def _sums(graphdef: Any, params: Any, batch_stats: Any, images: Any) -> list[tuple[Any, Any, Any]]:
   _, stats = nnx.merge(graphdef, params, batch_stats).with_statistics(images)
   return [(mean, var, jnp.square(mean)) for mean, var in stats]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ibpjax.alpha import alpha_crown
 from ibpjax.chunks import dealt_over
+from ibpjax.compiling import RightJit
 from ibpjax.crown import crown
 from ibpjax.directed import UP, converted, rounded
 from ibpjax.etb import etb
@@ -150,7 +151,7 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
   return certificate
 
 
-@functools.partial(jax.jit, static_argnames=('f', 'code', 'norm', 'clip', 'labelled', 'method', 'intersect', 'mesh'))
+@functools.partial(RightJit, static_argnames=('f', 'code', 'norm', 'clip', 'labelled', 'method', 'intersect', 'mesh'))
 def _bounds(f, params, xs, spec, eps, *, code, norm, clip, labelled, method, intersect, mesh):
   del code  # part of the key: compiled anew if what f closes over has changed
 

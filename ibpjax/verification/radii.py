@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ibpjax.compiling import RightJit
 from ibpjax.ibp import ibp
 from ibpjax.interval import Interval
 from ibpjax.lipschitz import LipschitzBound
@@ -158,7 +159,7 @@ def _at_points(f: Callable, params: Any, xs: Any) -> tuple[Any, Any, Any]:
     return _compiled(f, params, xs, digest(code))
 
 
-@functools.partial(jax.jit, static_argnames=('f', 'code'))
+@functools.partial(RightJit, static_argnames=('f', 'code'))
 def _compiled(f, params, xs, code):
   del code  # part of the key: compiled anew if what f closes over has changed
 
