@@ -11,13 +11,15 @@ set -u
 data=${1:?folder of the packed dataset} out=${2:?folder for the runs} minutes=${3:-8}
 end=$(( $(date +%s) + 60 * minutes ))
 left() { echo $(( (end - $(date +%s)) / 60 )); }
+finished() { python -m experiments.done --run="$out/$name" --stage="$1"; }
 train() {
   local name=$1; shift
-  [ -e "$out/$name/certificate.json" ] && return
+  finished certified && return
   [ "$(left)" -ge 1 ] || exit 0
   python -m experiments.train "$@" --data_dir="$data" --out="$out/$name" --max_minutes="$(left)" || exit 1
-  [ -e "$out/$name/curves.png" ] || exit 0
+  finished trained || exit 0
   python -m experiments.certify --run="$out/$name" --data_dir="$data" --methods=ibp --batch_size=1000 || exit 1
+  finished certified || exit 1
 }
 train short --config=shi2021_cifar10_short
 train short_vanilla --config=shi2021_cifar10_short --initialization=fan_in --regularizer_weight=0
