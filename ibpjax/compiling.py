@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 
 from ibpjax.interval import concrete
 
@@ -64,10 +63,10 @@ def warn_of_wrong_values() -> None:
   """Warns whoever imports the package if what they compile themselves may be wrong. Starts no backend."""
   given = re.findall(rf'--{_OPTION}=(\S*)', os.environ.get('XLA_FLAGS', ''))
   remedied = bool(given) and given[-1] in ('', '-reduce')
-  if jaxlib.__version__ in WRONG and not remedied and _may_run_on_cpus():
+  if jax.lib.__version__ in WRONG and not remedied and _may_run_on_cpus():
     warnings.warn(
-        f'jaxlib {jaxlib.__version__} computes wrong values on CPUs, of some sums of products over 16 385 rows or more '
-        'that jax.jit joins. What ibpjax compiles itself is right. For what you compile, set '
+        f'jaxlib {jax.lib.__version__} computes wrong values on CPUs, of some sums of products over more than 16 384 '
+        'rows, where jax.jit joins them. What ibpjax compiles itself is right. For what you compile, set '
         f'XLA_FLAGS=--{_OPTION}= in the environment before JAX starts, or install jax and jaxlib 0.10.1',
         RuntimeWarning, stacklevel=3)
 

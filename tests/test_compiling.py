@@ -92,7 +92,7 @@ def test_no_backend_starts_at_import(unaided):
     ('0.10.2', 'cuda,cpu', '', False), ('0.10.1', 'cpu', '', False)])
 def test_users_are_warned_where_values_may_be_wrong(monkeypatch, version, platforms, flags, warns):
   """Finds a warning of a version, a platform or flags that are right, and silence about those that are not."""
-  monkeypatch.setattr(compiling.jaxlib, '__version__', version)
+  monkeypatch.setattr(jax.lib, '__version__', version)
   monkeypatch.setenv('XLA_FLAGS', flags)
   jax.config.update('jax_platforms', platforms)
   try:
