@@ -18,24 +18,30 @@ def attacked(f, box, count, seed):
   return jnp.concatenate([points, jnp.asarray(corners)])
 
 
-def escapes(f, bounds, box, seed=0, count=96):
-  """What bounds in float32 exclude: (output, point, value, how it was computed), at most one for each way.
+def escapes(f, bounds, box, points):
+  """What bounds in float32 exclude: name -> [(output, point, value, how it was computed)], one for each way at most.
 
   Float64 stands for exact arithmetic, up to its own rounding at the sizes that float32 can have. A value that is NaN
   in float32 lies in no interval but the whole line; one that is NaN in float64 is not defined.
+
+  Args:
+    f: a function of one array.
+    bounds: name -> tree of Intervals, its bounds over the box by some method.
+    box: of float32.
+    points: (count, *shape), of the box.
   """
-  points = attacked(f, box, count, seed)
-  wide = jax.vmap(f)(points.astype(jnp.float64))
-  runs = {'exact': wide, 'computed': jax.vmap(f)(points), 'compiled': jax.jit(jax.vmap(f))(points)}
-  found = []
+  runs = {'exact': jax.vmap(f)(points.astype(jnp.float64)), 'computed': jax.vmap(f)(points),
+          'compiled': jax.jit(jax.vmap(f))(points)}
+  found = {name: [] for name in bounds}
   for how, values in runs.items():
-    for k, (bound, value) in enumerate(zip(leaves(bounds), jax.tree.leaves(values), strict=True)):
-      lower, upper, value = (np.asarray(a, np.float64) for a in (bound.lower, bound.upper, value))
-      slack = 1e-13 * np.abs(value) if how == 'exact' else 0.
-      with np.errstate(invalid='ignore'):
-        inside = (value >= lower - slack) & (value <= upper + slack)
-      fine = inside | ((lower == -np.inf) & (upper == np.inf)) | (np.isnan(value) & (how == 'exact'))
-      if not fine.all():
-        at = np.argwhere(~fine)[0]
-        found.append((k, np.asarray(points)[at[0]].tolist(), float(value[tuple(at)]), how))
+    for name, tree in bounds.items():
+      for k, (bound, value) in enumerate(zip(leaves(tree), jax.tree.leaves(values), strict=True)):
+        lower, upper, value = (np.asarray(a, np.float64) for a in (bound.lower, bound.upper, value))
+        slack = 1e-13 * np.abs(value) if how == 'exact' else 0.
+        with np.errstate(invalid='ignore'):
+          inside = (value >= lower - slack) & (value <= upper + slack)
+        fine = inside | ((lower == -np.inf) & (upper == np.inf)) | (np.isnan(value) & (how == 'exact'))
+        if not fine.all():
+          at = np.argwhere(~fine)[0]
+          found[name].append((k, np.asarray(points)[at[0]].tolist(), float(value[tuple(at)]), how))
   return found
