@@ -222,10 +222,10 @@ def test_cancelling_logits_have_no_radius_that_exact_arithmetic_denies():
     bound = LipschitzBound(1., 2 ** .5 * (1 - np.eye(2)), 'upper', 0., 0., ())
     radii, errors = certified_lipschitz_radii(f, None, x, [0, 0], bound)
     logits = jax.vmap(f, (None, 0))(None, x)
-    assert radii[0] == 0
-    assert 0 < radii[1] <= 8.9 / 2 ** .5
     assert errors[0] >= .03 / .53
-    np.testing.assert_array_equal(radii, lipschitz_radii(logits, [0, 0], bound, error=logit_errors(f, None, x, logits)))
+    for found in (radii, lipschitz_radii(logits, [0, 0], bound, error=logit_errors(f, None, x, logits))):
+      assert found[0] == 0
+      assert 0 < found[1] <= 8.9 / 2 ** .5
     assert lipschitz_radii(logits, [0, 0], bound, claimed_error=1e-5)[0] > 0  # what a guess would have certified
 
 
