@@ -100,8 +100,7 @@ class Forward:
     self.returned = returned
     self.tighten = tighten
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
-    hull = rounding.rounded_hull if round_outward else lambda ball: ball.hull
-    boxes = [hull(x) if isinstance(x, LpBall) else x for x in inputs]
+    boxes = [x.hull if isinstance(x, LpBall) else x for x in inputs]
     self.env = program.environment(rounding.normal(boxes) if round_outward else boxes)
     self.walk = Walk(program, self.env, balls, errors=Errors(program, self.env, {}) if round_outward else None)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these

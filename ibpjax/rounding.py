@@ -129,11 +129,6 @@ def flushed(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:
   return off if eqn.key in affine.SCALING else jnp.sum(jnp.where(jnp.isfinite(off), off, 0))
 
 
-def rounded_hull(x: LpBall) -> Interval:
-  """The hull of a ball, its ends rounded outward."""
-  return _wider(x.hull, float(jnp.finfo(x.dtype).eps))
-
-
 def magnitude(x: Any) -> Any:
   """The largest absolute value of each element of an array or a set."""
   if isinstance(x, LpBall):
