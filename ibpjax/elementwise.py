@@ -156,9 +156,15 @@ def best_lines(x: Interval, at: tuple[Any, ...], lines: Lines,
 
 
 def _supporting(slopes: Sequence[Any], tilted: Callable[[Any], Interval]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-  """Slopes with the intercepts that make them lines below and above."""
+  """Slopes with the intercepts that make them lines below and above: infinite where these are not numbers.
+
+  An intercept that overflows to the wrong side of the function is cut to the greatest number there is.
+  """
   below, above = slopes
   low, high = pin((tilted(below).lower, tilted(above).upper))
+  greatest = jnp.finfo(low.dtype).max
+  low = jnp.where(jnp.isnan(low), -jnp.inf, jnp.minimum(low, greatest))
+  high = jnp.where(jnp.isnan(high), jnp.inf, jnp.maximum(high, -greatest))
   return (below, low), (above, high)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
+from ibpjax.interval import Interval
 from ibpjax.rule import Elementwise, kinks
 
 Row = Elementwise | Callable[[dict[str, Any], int], Elementwise]
@@ -58,7 +59,7 @@ def _integer_pow(params: dict[str, Any], slot: int) -> Elementwise:
     return kinks(trend=n, roundings=0)
 
   def critical(k):
-    x = jnp.abs(k / n) ** (1 / (n - 1))
+    x = jnp.abs(k) ** (1 / (n - 1)) * abs(n) ** (-1 / (n - 1))  # k / n may vanish
     return (x, -x, jnp.zeros_like(k)) if n > 0 else (x, -x)
   return Elementwise(critical, trend=n % 2 if n > 0 else 0, pole=None if n > 0 else 0., roundings=max(16, 4 * abs(n)))
 
@@ -207,11 +208,20 @@ def _gated(slope: Callable[[Any], Any], low: float, high: float, minimum: float,
 
 
 def _elu(k: Any, alpha: Any) -> Sequence[Any]:
-  return jnp.log(_positive(k / _nonzero(alpha))), jnp.zeros_like(k)
+  alpha = _nonzero(alpha)
+  return jnp.log(_positive(k * jnp.sign(alpha))) - jnp.log(jnp.abs(alpha)), jnp.zeros_like(k)
 
 
 def _celu(k: Any, alpha: Any) -> Sequence[Any]:
   return alpha * jnp.log(_positive(k)), jnp.zeros_like(k)
+
+
+def _celu_computes(x: Interval, alpha: Any) -> Any:
+  """Where x / alpha is neither 0 / 0, nor loses more by underflow than `cancellation` allows for, nor by rounding more
+  than `roundings` do: for alpha < 0 the exponential grows, and multiplies the error of its argument by that.
+  """
+  info, size = jnp.finfo(x.dtype), jnp.abs(alpha)
+  return (size >= info.tiny) & (size <= info.eps / (4 * info.tiny)) & ((alpha > 0) | (x.lower / 100 >= alpha))
 
 
 def hyperbola(x: Any, b: Any) -> Any:
@@ -246,7 +256,7 @@ TABLE: dict[Any, Row] = {
     P.expm1_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
     P.log_p: Elementwise(lambda k: (1 / _positive(k),), trend=1, domain=(0., np.inf), roundings=16),
     P.log1p_p: Elementwise(lambda k: (1 / _positive(k) - 1,), trend=1, domain=(-1., np.inf), roundings=(16, 512)),
-    P.sqrt_p: Elementwise(lambda k: (1 / (4 * _positive(k * k)),), trend=1, domain=(0., np.inf), roundings=16),
+    P.sqrt_p: Elementwise(lambda k: (jnp.square(.5 / _positive(k)),), trend=1, domain=(0., np.inf), roundings=16),
     P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf), roundings=16),
     P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1,
                           steep=lambda v: v == 0, roundings=16, vanished=5e22),  # XLA's is -5.6e-16 at 1e-40
@@ -256,7 +266,7 @@ TABLE: dict[Any, Row] = {
     P.sinh_p: Elementwise(lambda k: _both(jnp.arccosh(jnp.maximum(k, 1.))), trend=1, roundings=(128, 1024)),
     P.cosh_p: Elementwise(lambda k: (jnp.arcsinh(k),), stationary=(0.,), roundings=(128, 1024)),
     P.asinh_p: Elementwise(_asinh, trend=1, roundings=16),
-    P.acosh_p: Elementwise(lambda k: (jnp.sqrt(1 + 1 / _positive(k * k)),), trend=1, domain=(1., np.inf), roundings=16),
+    P.acosh_p: Elementwise(lambda k: (jnp.hypot(1., 1 / _positive(k)),), trend=1, domain=(1., np.inf), roundings=16),
     P.atanh_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.))), trend=1, domain=(-1., 1.),
                            roundings=(16, 512)),
     P.asin_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.) ** 2)), trend=1, domain=(-1., 1.),
@@ -272,7 +282,7 @@ TABLE: dict[Any, Row] = {
     jax.nn.softplus: Elementwise(_logit, trend=1, roundings=16),
     jax.nn.leaky_relu: kinks(0., roundings=4),  # the negative slope may be negative: no trend
     jax.nn.elu: Elementwise(_elu, roundings=16),
-    jax.nn.celu: Elementwise(_celu, trend=1, roundings=16),
+    jax.nn.celu: Elementwise(_celu, trend=1, defined=_celu_computes, roundings=256, cancellation=1.),
     jax.nn.silu: _gated(_silu_slope, -_SILU_BEND, _SILU_BEND, -1.278464542761074, 44., roundings=16),
     gelu_erf: _gated(_gelu_slope, -_GELU_BEND, _GELU_BEND, -.7517915246935646, 9., roundings=16, cancellation=8.),
     gelu_tanh: _gated(_gelu_tanh_slope, -_TANH_BEND, _TANH_BEND, -.7524614220710163, 9., roundings=16,

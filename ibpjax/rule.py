@@ -168,8 +168,10 @@ class Elementwise:
     valid = self._valid(x, known)
     if valid is True:
       return x, lambda out: out
-    point = self._harmless()
-    moved = Interval(jnp.where(valid, x.lower, point), jnp.where(valid, x.upper, point))
+    point, lower = self._harmless(), x.lower
+    if self.domain[0] == 0:  # not -0., of which rsqrt is -inf
+      lower = jnp.where(lower == 0, lower - lax.stop_gradient(lower), lower)
+    moved = Interval(jnp.where(valid, lower, point), jnp.where(valid, x.upper, point))
     return moved, lambda out: Interval(jnp.where(valid, out.lower, -jnp.inf), jnp.where(valid, out.upper, jnp.inf))
 
 

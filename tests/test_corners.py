@@ -64,6 +64,56 @@ def test_lines_enclose(name, lines):
   assert np.all(above * points + high >= f(points) - 1e-12)
 
 
+BIG, TINY = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+
+
+def celu(alpha):
+  return lambda x: jax.nn.celu(x, jnp.asarray(alpha, x.dtype))
+
+
+# Of float32, each as (function, least and greatest argument).
+EXTREMES = {
+    'celu of alpha 0': (celu(0.), -1., -0.), 'celu of a tiny alpha': (celu(-TINY / 2), -1., 0.),
+    'celu that grows': (celu(-1.), -88., -88.), 'celu of a huge alpha': (celu(1e37), -1., 0.),
+    'elu of a huge alpha': (lambda x: jax.nn.elu(x, jnp.asarray(BIG, x.dtype)), -3.14, 1.57),
+    'exp': (jnp.exp, 88., 88.), 'sinh': (jnp.sinh, -89., -89.), 'square': (jnp.square, 1e4, BIG),
+    'sqrt': (jnp.sqrt, 1., BIG),
+    'cube of the reciprocal': (lambda x: lax.integer_pow(x, -3), .5, BIG), 'arccosh': (jnp.arccosh, 1., 1e20),
+    'rsqrt from -0.': (lax.rsqrt, -0., 1e-6)}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize('lines', [constant, tight, adaptive])
+@pytest.mark.parametrize('name', EXTREMES)
+def test_lines_enclose_where_numbers_overflow_and_vanish(name, lines):
+  """Finds intercepts that are NaN or have overflowed to the wrong side, and points of a slope that got lost."""
+  f, low, high = EXTREMES[name]
+  x = Interval(jnp.full(1, low, jnp.float32), jnp.full(1, high, jnp.float32))
+  found = np.asarray(jax.jit(lambda x: lines_around(f, x, lines))(x), np.float64)
+  assert not np.isnan(found).any()
+  t = np.concatenate([np.geomspace(1e-30, 1, 200), np.linspace(0, 1, 201)])
+  points = np.clip((low + (high - low) * t).astype(np.float32), np.float32(low), np.float32(high))
+  values = np.asarray(f(jnp.asarray(points)), np.float64)
+  points, values = points[np.isfinite(values)].astype(np.float64), values[np.isfinite(values)]
+  (below, least), (above, most) = found[..., 0]
+  slack = 1e-5 * (1e-3 + np.abs(values) + np.abs(below * points) + np.abs(above * points))
+  assert np.all(below * points + least <= values + slack)
+  assert np.all(above * points + most >= values - slack)
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize(('alpha', 'low', 'high'), [(-3., -100., -100.), (1e10, -1e-28, 0.)])
+def test_celu_as_it_is_computed(alpha, low, high):
+  """Finds bounds that exclude what celu returns where x / alpha loses much."""
+  x = Interval(jnp.full(1, low, jnp.float32), jnp.full(1, high, jnp.float32))
+  bound = ibp(celu(alpha), round_outward=True)(x)
+  exact = np.linspace(low, high, 101)
+  with np.errstate(all='ignore'):
+    exact = np.maximum(exact, 0) + alpha * np.expm1(np.minimum(exact, 0) / alpha)
+  exact = exact[~np.isnan(exact)]
+  assert np.all((exact >= float(bound.lower[0])) & (exact <= float(bound.upper[0])))
+
+
 @pytest.mark.parametrize(('f', 'kink'), [
     (jax.nn.relu, 0.), (lambda x: jax.nn.leaky_relu(x, .1), 0.), (lambda x: jax.nn.leaky_relu(x, -.5), 0.),
     (jnp.abs, 0.), (lambda x: jnp.maximum(x, .3), .3), (lambda x: jnp.minimum(-.2, x), -.2)])
