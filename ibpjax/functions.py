@@ -73,13 +73,17 @@ def _pow(params: dict[str, Any], slot: int) -> Elementwise:
   def power(k, c):  # where c x**(c-1) = k
     c = c.astype(k.dtype)
     flat = (c == 0) | (c == 1)
-    x = jnp.abs(k / jnp.where(flat, 1, c)) ** (1 / jnp.where(flat, 1, c - 1))
+    inverse, size, ratio = 1 / jnp.where(flat, 1, c - 1), jnp.abs(jnp.where(flat, 1, c)), jnp.abs(k / c)
+    kept = (ratio >= jnp.finfo(k.dtype).tiny) & jnp.isfinite(ratio)
+    x = jnp.where(kept, jnp.where(kept, ratio, 1) ** inverse, jnp.abs(k) ** inverse * size ** -inverse)
     x = jnp.where(flat | jnp.isnan(x), 0, x)
     return x, -x, jnp.zeros_like(x)
 
   def real(x, c):
-    whole = c == jnp.floor(c)
-    return jnp.where(c > 0, (x.lower >= 0) | whole, (x.lower > 0) | (whole & (x.upper < 0)) | (c == 0))
+    whole, size = c == jnp.floor(c), jnp.abs(c)
+    real = jnp.where(c > 0, (x.lower >= 0) | whole, (x.lower > 0) | (whole & (x.upper < 0)) | (c == 0))
+    jumps = (size > 1 / (64 * jnp.finfo(x.dtype).eps)) | ((size < 1e-6) & (c != 0) & (x.lower <= 0))
+    return real & ~jumps  # from one float to the next
 
   def exponential(k, c):  # where c**x log c = k
     log = jnp.log(jnp.where(c > 0, c, 1))
@@ -130,8 +134,21 @@ def _bell(k: Any) -> Any:
   return jnp.sqrt(-jnp.log(_fraction(k * np.pi ** .5 / 2)))
 
 
+def _resolved(k: Any, most: float, points: Sequence[Any]) -> Sequence[Any]:
+  """Points of slope k, NaN where they lie within a few ulps of an end of the domain: there lines say nothing."""
+  return [jnp.where(k > most / jnp.finfo(k.dtype).eps, jnp.nan, p) for p in points]
+
+
 def _erf_inv(k: Any) -> Sequence[Any]:
-  return _both(lax.erf(jnp.sqrt(jnp.log(jnp.maximum(2 * k / np.pi ** .5, 1)))))
+  return _resolved(k, 1 / 32, _both(lax.erf(jnp.sqrt(jnp.log(jnp.maximum(2 * k / np.pi ** .5, 1))))))
+
+
+def _atanh(k: Any) -> Sequence[Any]:
+  return _resolved(k, 1 / 8, _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.))))
+
+
+def _log1p(k: Any) -> Sequence[Any]:
+  return _resolved(k, 1 / 8, [1 / _positive(k) - 1])
 
 
 # ----------------------------------------------------------------------------- trigonometry
@@ -255,7 +272,7 @@ TABLE: dict[Any, Row] = {
     P.exp2_p: Elementwise(lambda k: (jnp.log2(_positive(k / _LOG2)),), trend=1, roundings=(256, 2048)),
     P.expm1_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
     P.log_p: Elementwise(lambda k: (1 / _positive(k),), trend=1, domain=(0., np.inf), roundings=16),
-    P.log1p_p: Elementwise(lambda k: (1 / _positive(k) - 1,), trend=1, domain=(-1., np.inf), roundings=(16, 512)),
+    P.log1p_p: Elementwise(_log1p, trend=1, domain=(-1., np.inf), roundings=(16, 512)),
     P.sqrt_p: Elementwise(lambda k: (jnp.square(.5 / _positive(k)),), trend=1, domain=(0., np.inf), roundings=16),
     P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf), roundings=16),
     P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1,
@@ -267,8 +284,7 @@ TABLE: dict[Any, Row] = {
     P.cosh_p: Elementwise(lambda k: (jnp.arcsinh(k),), stationary=(0.,), roundings=(128, 1024)),
     P.asinh_p: Elementwise(_asinh, trend=1, roundings=16),
     P.acosh_p: Elementwise(lambda k: (jnp.hypot(1., 1 / _positive(k)),), trend=1, domain=(1., np.inf), roundings=16),
-    P.atanh_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.))), trend=1, domain=(-1., 1.),
-                           roundings=(16, 512)),
+    P.atanh_p: Elementwise(_atanh, trend=1, domain=(-1., 1.), roundings=(16, 512)),
     P.asin_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(k, 1.) ** 2)), trend=1, domain=(-1., 1.),
                           roundings=16),
     P.acos_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(-k, 1.) ** 2)), trend=-1, domain=(-1., 1.),

@@ -71,6 +71,10 @@ def celu(alpha):
   return lambda x: jax.nn.celu(x, jnp.asarray(alpha, x.dtype))
 
 
+def power(c):
+  return lambda x: lax.pow(x, jnp.asarray(c, x.dtype))
+
+
 # Of float32, each as (function, least and greatest argument).
 EXTREMES = {
     'celu of alpha 0': (celu(0.), -1., -0.), 'celu of a tiny alpha': (celu(-TINY / 2), -1., 0.),
@@ -79,7 +83,11 @@ EXTREMES = {
     'exp': (jnp.exp, 88., 88.), 'sinh': (jnp.sinh, -89., -89.), 'square': (jnp.square, 1e4, BIG),
     'sqrt': (jnp.sqrt, 1., BIG),
     'cube of the reciprocal': (lambda x: lax.integer_pow(x, -3), .5, BIG), 'arccosh': (jnp.arccosh, 1., 1e20),
-    'rsqrt from -0.': (lax.rsqrt, -0., 1e-6)}
+    'rsqrt from -0.': (lax.rsqrt, -0., 1e-6),
+    'power of -2': (power(-2.), .5, BIG), 'power of a half': (power(.5), 1., BIG),
+    'power of a huge exponent': (power(1e20), -0., 1.), 'power of a tiny exponent': (power(1e-20), 0., 1e-20),
+    'erf_inv': (lax.erf_inv, -1 + 6e-8, 1 - 6e-8), 'arctanh': (jnp.arctanh, 0., 1 - 6e-8),
+    'log1p': (jnp.log1p, -1 + 6e-8, 3.)}
 
 
 @pytest.mark.optimized
