@@ -63,7 +63,7 @@ def test_linear_bounds_hold_for_random_programs_and_slopes(steps, radius, seed, 
   """Alone finds a relaxation that is sound for the slopes of the library and not for any others."""
   f, x = program(steps), jnp.asarray(np.random.default_rng(seed).normal(size=SIZE))
   box = Interval(x - radius, x + radius)
-  values = jax.vmap(f)(samples(box, 96, seed))
+  values = jax.vmap(f)(attacked(f, box, 96, seed))
   for method in (lbp(f), lbp(f, lines=LINES[slopes]), crown(f, lines=LINES[slopes]),
                  crown(f, intermediate='lbp', lines=tight)):
     bound = method(box)
