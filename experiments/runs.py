@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -160,3 +160,24 @@ def trained(out: pathlib.Path, facts: Facts) -> tuple[Any, Any]:
     raise FileNotFoundError(f'{out} was not finished: its last checkpoint is of step {step}. Go on with it by its '
                             'command')
   return graphdef, fill(dict(final=state), arrays, saved.folder / str(step))['final']
+
+
+def is_trained(run: pathlib.Path) -> bool:
+  """Whether training is finished: the last checkpoint is that of the last step. Files that are there prove nothing."""
+  saved = checkpoints(run)
+  return bool(saved.steps()) and saved.restore()[2]['finished']
+
+
+def is_certified(run: pathlib.Path, radii: Sequence[float] | None = None, examples: int | None = None) -> bool:
+  """Whether there is a summary of each radius, of as many examples as asked for.
+
+  certificate.json is there before the first example.
+  """
+  path = run / 'certificate.json'
+  if not path.exists():
+    return False
+  found, config = json.loads(path.read_text()), read_config(run)
+  of = found['settings']['of']
+  asked = of if examples is None else min(examples, of)
+  done = {r['eps'] for r in found.get('results', []) if r['examples'] == asked}
+  return done >= set(radii or [config['eps'] if config.get('test_eps') is None else config['test_eps']])
