@@ -58,7 +58,11 @@ class Softmax(Composite):
     odds = _log_odds(self.groups, x, mask)
     # exp(x - m) has the relative error |x - m| u; where that is large, the value is below the smallest float.
     slack = gamma(4 * self.groups.count + 1024, u) + 2 * _of_shift(self.groups, self.exponents, operands, u)
-    tiny = u and 4 * float(jnp.finfo(odds.dtype).tiny)
+    tiny: Any = u and 4 * float(jnp.finfo(odds.dtype).tiny)
+    if u and self.exponents is not Exponents.SAFE:  # a term that vanishes, over a sum that is itself small
+      own = self.groups.into(self.exponents.among(operands).lower)
+      own = own if mask is None else jnp.where(self.groups.into(mask), own, -jnp.inf)
+      tiny = tiny * jnp.exp(jnp.clip(-jnp.max(own, self.groups.axes, keepdims=True), 0, 88))
     if mask is None:
       lower, upper = jax.nn.sigmoid(odds.lower), jax.nn.sigmoid(odds.upper)
       lower, upper = jnp.maximum(lower * (1 - slack) - tiny, 0), jnp.minimum(upper * (1 + slack) + tiny, 1)
@@ -308,10 +312,10 @@ class Average(Composite):
     radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
     centre += base.astype(centre.dtype)
     out = Interval(centre - radius, centre + radius)
-    slack = self._slack(v, u)
+    slack = jnp.asarray(self._slack(v, u)).astype(out.dtype)
     out = widened(out, slack)
-    return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min) - slack),
-                    jnp.minimum(out.upper, self._arrange(v.upper, jnp.max) + slack))
+    return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min).astype(out.dtype) - slack),
+                    jnp.minimum(out.upper, self._arrange(v.upper, jnp.max).astype(out.dtype) + slack))
 
   def linearised(self, operands):
     p, v = (operands[i] for i in (self.slot, 1 - self.slot))

@@ -113,7 +113,7 @@ REFERENCES: dict[str, Reference] = {
     'min': Reference(lambda x: lax.min(like(.5, x), x), lambda x: min(x, mp.mpf(.5)), (.5,)),
     'leaky_relu': Reference(lambda x: jax.nn.leaky_relu(x, .25), lambda x: x if x > 0 else x / 4),
     'elu': Reference(jax.nn.elu, lambda x: x if x > 0 else mp.expm1(x)),
-    'celu': Reference(lambda x: jax.nn.celu(x, like(2., x)), lambda x: x if x > 0 else 2 * mp.expm1(x / 2)),
+    'celu': Reference(lambda x: jax.nn.celu(x, like(2., x)), lambda x: x if x > 0 else 2 * mp.expm1(x / 2), poles=.5),
     'selu': Reference(jax.nn.selu, lambda x: SELU[0] * (x if x > 0 else SELU[1] * mp.expm1(x))),
     'silu': Reference(jax.nn.silu, lambda x: x * sigmoid(x)),
     'gelu, exact': Reference(lambda x: jax.nn.gelu(x, approximate=False), gelu, (-4.,), 30., beside=64),
