@@ -22,6 +22,8 @@ from ibpjax.pinned import pin_cotangents
 from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value, rebind, source_line, trace
 from ibpjax.rows import Walk
+from ibpjax.softmax import OF_EXPONENTS
+from ibpjax.undefined import everywhere, unknown
 from ibpjax.univariate import Univariate
 
 
@@ -139,7 +141,7 @@ class Forward:
           env[v.id] = pin_cotangents(env[v.id])
     operands = [env[v.id] for v in eqn.inputs]
     masks = (eqn.key in _PLACING and not all(perturbed)) or (
-        eqn.key in _PLACING | _MOVING and any(v.id in self.masked for v in eqn.inputs))
+        _keeps_masks(eqn) and any(v.id in self.masked for v in eqn.inputs))
     careful = masks or eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
     if careful:
       operands = [honest(x, masks and v.id in self.masked) if is_set(x) else x for v, x in zip(eqn.inputs, operands)]
@@ -168,7 +170,9 @@ class Forward:
 
   def operands(self, eqn: Equation) -> list[Any]:
     """What an equation acts on: boxes without NaN, and arrays."""
-    return [honest(x) if is_set(x) else x for x in (self.env[v.id] for v in eqn.inputs)]
+    masks = _keeps_masks(eqn)
+    return [honest(x, masks and v.id in self.masked) if is_set(x) else x
+            for v, x in ((v, self.env[v.id]) for v in eqn.inputs)]
 
   def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
     """The planes of an equation, computed once; all callers of one run choose the same lines."""
@@ -190,7 +194,9 @@ class Forward:
     return self.tightened(v, self.walk.bound_elements(v))
 
   def tightened(self, v: Value, x: Interval) -> Interval:
-    """Bounds found for a value, with the known infinite elements that it may have."""
+    """Bounds found for a value, with the known infinite elements that it may have, and those that may be NaN."""
+    if self.round_outward:
+      x = everywhere(x, unknown(self.env[v.id]))
     if v.id not in self.masked:
       return x
     x, box = honest(x), self.env[v.id]
@@ -216,12 +222,17 @@ class Forward:
     return honest(common(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
-    """The bounds of the operands of all nonlinear equations."""
-    return Intermediates({i: honest(self.env[i]) for i in self.wanted}, self.sources())
+    """The bounds of the operands of all nonlinear equations; masks among them stay infinite on one side."""
+    return Intermediates({i: honest(self.env[i], i in self.masked) for i in self.wanted}, self.sources())
 
   def sources(self) -> tuple[tuple[int, str, str], ...]:
     """(value id, operation, line) of the operands of all nonlinear equations."""
     return tuple((i, e.name, source_line(e)) for i, e in self.wanted.items())
+
+
+def _keeps_masks(eqn: Equation) -> bool:
+  """Whether an equation takes known infinite elements for what they are."""
+  return eqn.key in _PLACING | _MOVING or isinstance(eqn.key, OF_EXPONENTS)
 
 
 def precise(round_outward: bool) -> contextlib.AbstractContextManager:

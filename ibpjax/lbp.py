@@ -190,18 +190,28 @@ class Forms:
       error = of_affine(eqn, sizes, flags)
     else:
       error = of_planes(eqn, planes, operands, sizes, self.forward.env[v.id], 8)
-    reach = sum(jnp.sum(magnitude(self.root.forward.env[x.id])) for x in self.inputs)
+    reach: Any = sum(map(jnp.sum, self._reach(error.dtype)))
     terms = sum(roundings(eqn, flags)) if planes is None else sum(x.size for x in sizes)
-    return error + (terms + 8) * jnp.finfo(v.dtype).tiny * (1 + reach)  # what is too small to be kept
+    vanished = (terms + 8) * float(jnp.finfo(v.dtype).tiny) * (1 + reach)  # what is too small to be kept
+    return error + vanished.astype(error.dtype)
+
+  def _reach(self, *dtypes: Any) -> list[Any]:
+    """The absolute values of the inputs, in float32, or in float64 if that is one of these dtypes or theirs."""
+    inputs = [self.root.forward.env[v.id] for v in self.inputs]
+    wide = jnp.float64 if jnp.float64 in (*dtypes, *(x.dtype for x in inputs)) else jnp.float32
+    return [magnitude(x).astype(wide) for x in inputs]
 
   def _size(self, form: Form | Local) -> Any:
-    """What the absolute values of the terms of a form sum to: an array of the shape of the value."""
+    """What the absolute values of the terms of a form sum to: an array of the shape and dtype of the value."""
+    dtype, reach = form.bias.dtype, self._reach(form.bias.dtype)
+    form = jax.tree.map(lambda a: a.astype(reach[0].dtype), form)
     if isinstance(form, Local):
-      whole = magnitude(self.root.forward.env[self.inputs[0].id])
       sizes = jax.tree.map(lambda x: Interval(magnitude(x), magnitude(x)), form, is_leaf=is_set)
-      return sizes.over_elements(lambda row, bias: bias + affine.dot(row.coefficients, row.cut(whole)), 'upper')
-    reach = jnp.concatenate([magnitude(self.root.forward.env[v.id]).ravel() for v in self.inputs])
-    return jnp.tensordot(reach, magnitude(form.coefficients), 1) + magnitude(form.bias)
+      found = sizes.over_elements(lambda row, bias: bias + affine.dot(row.coefficients, row.cut(reach[0])), 'upper')
+    else:
+      whole = jnp.concatenate([x.ravel() for x in reach])
+      found = jnp.tensordot(whole, magnitude(form.coefficients), 1) + magnitude(form.bias)
+    return found.astype(dtype)
 
   def _scan(self, eqn: Equation) -> None:
     """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""

@@ -29,6 +29,7 @@ from ibpjax.composites import Composite
 from ibpjax.interval import Interval, LpBall, as_interval, is_set
 from ibpjax.program import Equation
 from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, normal_ends
+from ibpjax.undefined import spoiled
 
 
 def gamma(n: float, u: float) -> float:
@@ -37,7 +38,7 @@ def gamma(n: float, u: float) -> float:
 
 
 def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
-  """One step of IBP, widened by the rounding of the equation and of its bound.
+  """One step of IBP, widened by the rounding of the equation and of its bound; the whole line where it may be NaN.
 
   No end of the operands is subnormal, and none of the result is: sums with t, which end every widening, are normal or
   vanish outward.
@@ -48,6 +49,15 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     return step(eqn, _sets(operands))  # comparisons are exact
   if eqn.key in accuracy.MOVES:
     return normal(step(eqn, operands)) if _known_floats(operands) else step(eqn, operands)
+  widened = functools.partial(_widened, step)
+  sums = eqn.key in accuracy.SUMS and (eqn.key not in affine.SCALING or sum(map(is_set, operands)) == 1)
+  if sums or eqn.key in (P.select_n_p, P.scatter_p):
+    return widened(eqn, operands)
+  return spoiled(widened, eqn, operands)
+
+
+def _widened(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
+  """A step that computes something, widened by its rounding."""
   if eqn.key in accuracy.EXACT:
     return _exact(step, eqn, operands)
   if isinstance(eqn.key, Composite):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -175,6 +176,9 @@ class LogSumExp(Composite):
     return Interval(jnp.zeros_like(most), most)
 
 
+OF_EXPONENTS = (Softmax, LogSoftmax, LogSumExp)  # what takes exp: of known elements -inf too, which masks put there
+
+
 def _of_shift(groups: Groups, exponents: Exponents, operands: Sequence[Any], u: float) -> Any:
   """How far exponents may be off because the shift of their group is rounded, perhaps anew wherever it is used.
 
@@ -198,7 +202,7 @@ def _exp_is_kept(groups: Groups, x: Interval, mask: Any = None, masked: bool = F
     lower, upper = jnp.where(kept, lower, -jnp.inf), jnp.where(kept | (not masked), upper, -jnp.inf)
   highest = jnp.max(upper, groups.axes, keepdims=True)
   lowest = jnp.max(lower, groups.axes, keepdims=True)
-  return (highest < np.log(float(info.max) / count) - 1) & (lowest > np.log(float(info.tiny)) + 1)
+  return (highest < math.log(float(info.max) / count) - 1) & (lowest > math.log(float(info.tiny)) + 1)
 
 
 def _log_odds(groups: Groups, x: Interval, mask: Any = None) -> Interval:
@@ -328,11 +332,12 @@ class Average(Composite):
       given = dict(zip(order, xs))
       return sum(self._dot(given['p'], apart) if name == 'p' else self._dot(pc, given['v']) for name in moving)
     # t + <p, v - t> = t + <c, v - t> + <p - c, e - t> + <p - c, v - e>, c and e being the centres
-    offset = base - self._dot(pc, jnp.broadcast_to(self._restore(base), vc.shape))
+    centre = self._dot(pc, jnp.broadcast_to(self._restore(base), vc.shape))
+    offset = base.astype(centre.dtype) - centre
     if is_set(p):
       offset -= self._dot(pc, apart)
     if not is_set(v):
       offset += self._dot(pc, vc)
-    left = self._dot(pr, vr) + self._slack(as_interval(v), 0.)
+    left = self._dot(pr, vr) + jnp.asarray(self._slack(as_interval(v), 0.)).astype(offset.dtype)
     left = jnp.where(jnp.isnan(left), jnp.inf, left)
     return push, Interval(offset - left, offset + left)

@@ -83,12 +83,21 @@ def _is_greatest(graph: Graph, shift: Value, x: Value, groups: Groups, mask: Val
     return False
   taken, enter = graph.origin(made.inputs[0], invertible=True)
   of = Groups(enter, tuple(map(int, made.params['axes'])), taken.shape)
-  if not (of.same_as(groups) and of.returned_by(moves)):
-    return False
   if mask is None:
-    return _parts(graph, taken) == _parts(graph, x)
-  (base, kept), (own, cut) = _parts(graph, taken), _parts(graph, x)
-  return base == own and kept == graph.plain(mask).id and (masked or cut == kept)
+    source, own = graph.origin(x, invertible=True)
+    return taken.id == source.id and _reduced(of, moves, groups, own)
+  (base, kept), (own_base, cut) = _parts(graph, taken), _parts(graph, x)
+  summed = base == own_base and kept == graph.plain(mask).id and (masked or cut == kept)
+  return summed and _reduced(of, moves, groups, ())
+
+
+def _reduced(of: Groups, moves: Sequence[Equation], groups: Groups, own: tuple[Equation, ...]) -> bool:
+  """Whether `moves` take a reduction over `of` to the elements of its groups, which are `groups` behind moves `own`."""
+  if not Groups((*own, *groups.enter), groups.axes, of.shape).same_as(of):
+    return False
+  full, reduced = of.labels()
+  spread, moved = follow(moves, reduced), follow(own, full)
+  return spread.shape == moved.shape and bool(np.array_equal(spread, moved))
 
 
 def _if_finite(graph: Graph, select: Equation) -> Value | None:

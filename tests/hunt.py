@@ -50,7 +50,7 @@ def traced(make_jaxpr):
 def drawn(rng, names):
   """Steps of a program."""
   return [(str(rng.choice(names)), *map(int, rng.integers(0, 11, 2)), int(rng.integers(0, 3)))
-          for _ in range(rng.integers(1, 6))]
+          for _ in range(rng.integers(1, 4))]
 
 
 def moderate(rng):

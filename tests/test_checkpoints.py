@@ -185,6 +185,7 @@ def outcome(out):
   return step, arrays, notes['finished'], [{k: v for k, v in r.items() if k != 'seconds'} for r in records]
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
   whole, killed = training(tmp_path / 'whole'), tmp_path / 'killed'
   rng, kills = random.Random(1), 0

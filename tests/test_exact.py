@@ -115,6 +115,7 @@ def test_optimised_slopes_reach_the_linear_program():
   assert np.mean(gained) > .05
 
 
+@pytest.mark.slow
 def test_one_unstable_neuron_on_a_segment_is_bounded_exactly():
   """There the function is convex or concave: CROWN finds one end of its range, the best slope also the other.
 

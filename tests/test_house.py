@@ -69,6 +69,7 @@ def run(*command):
   return subprocess.run(full, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
+@pytest.mark.slow
 def test_train_and_certify_end_to_end(tmp_path):
   out = tmp_path / 'runs'
   flags = ['--model=mlp', '--hidden=32', '--epochs=3', '--warmup_epochs=1', '--ramp_epochs=1', '--eps=5/255',
@@ -143,6 +144,7 @@ def test_expected_tight_bounds_end_to_end(tmp_path):
   assert len((tmp_path / 'etb' / 'runs.md').read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_lipschitz_networks_end_to_end(tmp_path):
   out = tmp_path / 'run'
   flags = ['--model=liresnet', '--depth=2', '--width=8', '--neck=2', '--loss=emma', '--eps=.3', '--eps_start=.1',

@@ -293,7 +293,7 @@ def gru(xs):
   return jax.lax.scan(step, jnp.zeros(5), xs)
 
 
-@pytest.mark.parametrize('steps', [1, 20])
+@pytest.mark.parametrize('steps', [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_scans_are_walked_through(steps):
   x = jnp.asarray(np.random.default_rng(9).normal(size=(steps, 3)))
   for reverse in (False, True):

@@ -1,0 +1,89 @@
+"""Undefined values: where what is computed may be NaN, of which no interval but the whole line is a bound.
+
+All operations but comparisons and selections hand NaN on, bounded functions too: tanh(NaN) is no number between -1 and
+1. A box holds no NaN; the whole line stands for it. So an element of which nothing is known may be NaN, and nothing is
+known of what is computed from it. Sums do this by themselves: what is added to the whole line is the whole line.
+"""
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import primitives as P
+
+from ibpjax.composites import Blend, Composite
+from ibpjax.elementwise import elementwise_call_p
+from ibpjax.interval import Interval, is_set
+from ibpjax.program import Equation, rebind
+from ibpjax.softmax import OF_EXPONENTS
+
+# What makes an element of the result of many.
+_OF_MANY = frozenset({
+    P.reduce_max_p, P.reduce_min_p, P.reduce_prod_p, P.cumprod_p, P.cummax_p, P.cummin_p, P.cumlogsumexp_p, P.sort_p,
+    P.top_k_p, P.reduce_window_max_p, P.reduce_window_min_p, P.scatter_max_p, P.scatter_min_p, P.scatter_mul_p,
+})
+# What may be undefined at infinity: sin(inf), 0 inf, inf / inf; and functions of many operations, which may do that.
+_OF_FINITE = frozenset({
+    P.sin_p, P.cos_p, P.tan_p, P.reduce_prod_p, P.cumprod_p, P.scatter_mul_p, P.mul_p, P.div_p, elementwise_call_p,
+})
+
+
+def unknown(x: Interval) -> Any:
+  """Where nothing is known of an interval: it is the whole line."""
+  return (x.lower == -jnp.inf) & (x.upper == jnp.inf)
+
+
+def everywhere(x: Interval, where: Any) -> Interval:
+  """An interval, made the whole line at the elements `where`."""
+  return Interval(jnp.where(where, -jnp.inf, x.lower), jnp.where(where, jnp.inf, x.upper))
+
+
+def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: Sequence[Any]) -> list[Any]:
+  """The bounds of an equation, made the whole line where its value may be NaN.
+
+  Args:
+    step: computes the bounds of its results in the real numbers.
+    eqn: an equation that neither moves elements, nor selects them, nor adds what is computed from them.
+    operands: its operands, Intervals where perturbed.
+  """
+  marks = [_undefined(eqn, x) if is_set(x) and _floating(x) else None for x in operands]
+  found = [m for m in marks if m is not None]
+  composite = isinstance(eqn.key, Composite)
+  if composite:  # which would multiply by infinite numbers in derivatives
+    out = step(eqn, [x if m is None else Interval(jnp.where(m, 1, x.lower), jnp.where(m, 1, x.upper))
+                     for x, m in zip(operands, marks, strict=True)])
+  else:
+    out = step(eqn, list(operands))
+  if not found:
+    return out
+  if eqn.key in _OF_MANY or (composite and not isinstance(eqn.key, Blend)):
+    where = [jnp.isnan(a) for a in rebind(eqn, *(_marked(eqn, x, m) for x, m in zip(operands, marks, strict=True)))]
+  else:
+    where = [functools.reduce(operator.or_, found)] * len(out)
+  return [everywhere(x, w) if is_set(x) and _floating(x) else x for x, w in zip(out, where, strict=True)]
+
+
+def _undefined(eqn: Equation, x: Interval) -> Any:
+  """Where the elements of an operand make what is computed from them NaN, or may do so."""
+  if isinstance(eqn.key, OF_EXPONENTS):
+    return x.upper == jnp.inf  # exp(-inf) is 0
+  if eqn.key in _OF_FINITE or callable(eqn.key):
+    return jnp.isinf(x.lower) | jnp.isinf(x.upper)
+  return unknown(x)
+
+
+def _marked(eqn: Equation, x: Any, undefined: Any) -> Any:
+  """An operand for a run that shows where NaN is handed on to: NaN at the elements `undefined`, else a moderate one."""
+  if not _floating(x):
+    return x
+  if undefined is None:
+    return jnp.ones_like(x)
+  moderate = jnp.where(x.lower == -jnp.inf, -jnp.inf, 1) if isinstance(eqn.key, OF_EXPONENTS) else 1
+  return jnp.where(undefined, jnp.nan, moderate).astype(x.dtype)
+
+
+def _floating(x: Any) -> bool:
+  return jnp.issubdtype(x.dtype, jnp.floating)
