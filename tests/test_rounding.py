@@ -91,8 +91,15 @@ METHODS = {
 OPTIMISED = ('deep', 'margin', 'gates', 'scan', 'convolution')  # compiling takes long
 
 
-@pytest.mark.parametrize(('name', 'method'), [(name, method) for name in NETS for method in METHODS
-                                              if method != 'alpha-crown' or name in OPTIMISED])
+def pairs():
+  """A net and a method; the two that take a minute to compile are left to `make test-all`."""
+  for name in NETS:
+    for method in METHODS if name in OPTIMISED else [m for m in METHODS if m != 'alpha-crown']:
+      slow = method == 'alpha-crown' and name in ('deep', 'gates')
+      yield pytest.param(name, method, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(('name', 'method'), pairs())
 def test_single_and_double_precision_values_lie_inside(name, method):
   f = jax.jit(jax.vmap(NETS[name]))
   outward, plain = (jax.jit(METHODS[method](NETS[name], round_outward=r)) for r in (True, False))
