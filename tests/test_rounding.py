@@ -99,7 +99,7 @@ def pairs():
       yield pytest.param(name, method, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize(('name', 'method'), pairs())
+@pytest.mark.parametrize(('name', 'method'), [*pairs()])
 def test_single_and_double_precision_values_lie_inside(name, method):
   f = jax.jit(jax.vmap(NETS[name]))
   outward, plain = (jax.jit(METHODS[method](NETS[name], round_outward=r)) for r in (True, False))
