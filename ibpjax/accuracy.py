@@ -47,12 +47,10 @@ _UNROUNDED = frozenset({
     P.reduce_or_p,
 })
 # Operations whose every result is one term, and in which every operand enters one result.
-_ONE_TO_ONE = frozenset({
-    P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_p, P.concatenate_p, P.copy_p, P.dynamic_slice_p,
-    P.dynamic_update_slice_p, P.pad_p, P.reshape_p, P.rev_p, P.select_n_p, P.slice_p, lax.split_p, P.squeeze_p,
-    lax.stack_p, P.transpose_p, lax.unstack_p, P.convert_element_type_p, P.sharding_constraint_p,
-    lax.optimization_barrier_p, P.max_p, P.min_p,
-})
+_ONE_TO_ONE = MOVES - {P.broadcast_in_dim_p, P.gather_p, lax.tile_p} | {
+    P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_p, P.select_n_p, P.convert_element_type_p, P.max_p,
+    P.min_p,
+}
 
 
 def _check() -> None:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ibpjax.subnormal import without_subnormal
+
 DOWN, UP = -1, 1
 
 
@@ -118,14 +120,11 @@ def _moved(x: Any, where: Any, towards: int) -> Any:
   if dtype.itemsize not in (2, 4, 8):
     raise TypeError(f'{dtype} cannot be rounded outward: convert to a float type of 16 bits or more first')
   bits = np.dtype(f'int{8 * dtype.itemsize}')
-  sign, info = np.iinfo(bits).min, jnp.finfo(dtype)
-  infinite, least = (int(np.asarray(v, dtype).view(bits)) for v in (np.inf, info.tiny))
+  sign = np.iinfo(bits).min
+  infinite = int(np.asarray(np.inf, dtype).view(bits))
   raw = lax.bitcast_convert_type(x, bits)
   size = raw & np.iinfo(bits).max
   place = jnp.where(raw < 0, -size, size)  # numbers in order
   place = jnp.where(where & (size < infinite), place + towards, place)
-  if dtype != np.float16:
-    inward = (towards * place < 0) & (jnp.abs(place) < least)
-    outward = (towards * place > 0) & (jnp.abs(place) < least)
-    place = jnp.where(inward, 0, jnp.where(outward, towards * least, place))
-  return lax.bitcast_convert_type(jnp.where(place < 0, -place | sign, place), dtype)
+  moved = lax.bitcast_convert_type(jnp.where(place < 0, -place | sign, place), dtype)
+  return without_subnormal(moved, towards)

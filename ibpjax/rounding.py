@@ -28,7 +28,7 @@ from ibpjax import accuracy, affine, reductions
 from ibpjax.composites import Composite
 from ibpjax.interval import Interval, LpBall, as_interval, is_set
 from ibpjax.program import Equation
-from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, normal_ends
+from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, without_subnormal
 from ibpjax.undefined import spoiled
 
 
@@ -71,6 +71,15 @@ def _widened(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, op
   elif not known:
     return out
   return [Interval(jnp.where(unknown, -jnp.inf, x.lower), jnp.where(unknown, jnp.inf, x.upper)) for x in out]
+
+
+def normal_ends(x: Interval) -> Interval:
+  """An interval with subnormal ends moved outward.
+
+  It holds every value of the interval also as an operand that may have been taken for 0, and computations on its ends
+  see what they are.
+  """
+  return Interval(without_subnormal(x.lower, -1), without_subnormal(x.upper, 1))
 
 
 def normal(operands: Sequence[Any]) -> list[Any]:

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ibpjax.interval import Interval
-
 _BITS = {'bfloat16': jnp.uint16, 'float32': jnp.uint32, 'float64': jnp.uint64}
 
 
@@ -34,24 +32,15 @@ def may_be_subnormal(x: Any) -> bool:
   return bool(np.any((magnitude > 0) & (magnitude < 1 << info.nmant)))
 
 
-def normal_ends(x: Interval) -> Interval:
-  """An interval with subnormal ends moved outward, to 0 or to the least normal number.
-
-  It holds every value of the interval also as an operand that may have been taken for 0, and computations on its ends
-  see what they are.
-  """
+def without_subnormal(x: Any, towards: int) -> Any:
+  """An array whose subnormal numbers are moved down (towards -1) or up (1): to 0 or to a least normal number."""
   if x.dtype.name not in _BITS:
     return x
-  info = jnp.finfo(x.dtype)
-
-  def moved(end, outward):
-    bits = _bits(end)
-    tiny = lax.full_like(end, float(info.tiny))
-    below = lax.shift_right_logical(bits, lax.full_like(bits, info.bits - 1)) == lax.full_like(bits, 1)
-    away = lax.select(below, -tiny, lax.full_like(end, 0)) if outward < 0 else lax.select(
-        below, lax.full_like(end, 0), tiny)
-    return lax.select(_is_subnormal(bits, info), away, end)
-  return Interval(moved(x.lower, -1), moved(x.upper, 1))
+  bits, info = _bits(x), jnp.finfo(x.dtype)
+  zero, least = lax.full_like(x, 0), lax.full_like(x, towards * float(info.tiny))
+  negative = lax.shift_right_logical(bits, lax.full_like(bits, info.bits - 1)) == lax.full_like(bits, 1)
+  away = lax.select(negative, least, zero) if towards < 0 else lax.select(negative, zero, least)
+  return lax.select(_is_subnormal(bits, info), away, x)
 
 
 def _is_subnormal(bits: Any, info: Any) -> Any:

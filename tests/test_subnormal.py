@@ -8,7 +8,8 @@ from jax import lax
 
 import ibpjax
 from ibpjax import Interval, crown, ibp, lbp
-from ibpjax.subnormal import is_subnormal, may_be_subnormal, normal_ends
+from ibpjax.rounding import normal_ends
+from ibpjax.subnormal import is_subnormal, may_be_subnormal
 
 pytestmark = pytest.mark.optimized
 LITTLE = np.float32(1e-40)
