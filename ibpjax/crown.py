@@ -17,6 +17,7 @@ from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Program, Value
 from ibpjax.rows import Dense, Walk, resting_on
+from ibpjax.undefined import everywhere, unknown
 from ibpjax.walks import walk
 
 # How bounds of intermediate values are computed, by name: transformations that can return them, and their options.
@@ -66,6 +67,8 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
         result = jax.tree.unflatten(out_tree, found)
       else:
         result = _bound_rows(program, back, rows, chunk)
+        if round_outward:  # 0 times NaN is NaN
+          result = everywhere(result, jnp.any(unknown(forward.env[program.outputs[0].id])))
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 

@@ -72,6 +72,11 @@ def test_what_may_be_nan_is_unbounded(name, method):
   assert np.all(((lower == -np.inf) & (upper == np.inf)) | ((values >= lower) & (values <= upper)))
 
 
+def test_rows_of_what_may_be_nan():
+  bound = crown(lambda x: jnp.tanh(undefined(x)), rows=jnp.eye(4), round_outward=True)(BOX)
+  assert np.all((bound.lower == -np.inf) & (bound.upper == np.inf))
+
+
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('f', [
     lambda x: jax.nn.softmax(jnp.stack([much(x), x])),
