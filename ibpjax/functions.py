@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
+from ibpjax import versions
 from ibpjax.interval import Interval
 from ibpjax.rule import Elementwise, kinks
 
@@ -272,6 +273,7 @@ TABLE: dict[Any, Row] = {
     P.exp2_p: Elementwise(lambda k: (jnp.log2(_positive(k / _LOG2)),), trend=1, roundings=(256, 2048)),
     P.expm1_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
     P.log_p: Elementwise(lambda k: (1 / _positive(k),), trend=1, domain=(0., np.inf), roundings=16),
+    versions.log2_p: Elementwise(lambda k: (1 / _positive(k * _LOG2),), trend=1, domain=(0., np.inf), roundings=16),
     P.log1p_p: Elementwise(_log1p, trend=1, domain=(-1., np.inf), roundings=(16, 512)),
     P.sqrt_p: Elementwise(lambda k: (jnp.square(.5 / _positive(k)),), trend=1, domain=(0., np.inf), roundings=16),
     P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf), roundings=16),
@@ -312,6 +314,7 @@ TABLE: dict[Any, Row] = {
                            limits=(0., np.inf), roundings=16, cancellation=8.),
     jax.nn.sparse_plus: Elementwise(_sparse_plus, trend=1, limits=(0., np.inf), roundings=16, cancellation=8.),
 }
+TABLE.pop(None, None)  # primitives that this version of JAX lacks
 
 # Functions that reach a trace as several equations, and how many known scalars follow the array.
 COMPOSED: dict[Callable[..., Any], int] = {

@@ -243,8 +243,8 @@ class Forms:
       out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, wanted, strict=True)]
       return loops.typed(out[:last - first], carry), out[last - first:]
 
-    carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.params['length'],
-                         reverse=eqn.params['reverse'])
+    carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.loop.length,
+                         reverse=eqn.loop.reverse)
     for v, x in zip(eqn.outputs, [*carry, *_scanned_axis(ys, 0, 1)], strict=True):
       self.made[v.id] = x if isinstance(x, Form) else self._box(v)
 

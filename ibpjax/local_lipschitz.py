@@ -191,13 +191,13 @@ def _joined(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
 def _scanned(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
   """The values of a scan."""
   body, = eqn.bodies
-  consts, carried = (eqn.params[name] for name in ('num_consts', 'num_carry'))
+  consts, carried = eqn.loop.first, eqn.loop.last - eqn.loop.first
   known, start, xs = operands[:consts], operands[consts:consts + carried], operands[consts + carried:]
 
   def step(carry, x):
     out = _values(body, [*known, *carry, *x])
     return out[:carried], out[carried:]
-  carry, ys = jax.lax.scan(step, list(start), list(xs), length=eqn.params['length'], reverse=eqn.params['reverse'])
+  carry, ys = jax.lax.scan(step, list(start), list(xs), length=eqn.loop.length, reverse=eqn.loop.reverse)
   return [*carry, *ys]
 
 

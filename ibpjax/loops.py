@@ -44,20 +44,20 @@ def _scanned(eqn: Equation, operands: Sequence[Any], run: Run) -> tuple[list[Any
     out = run(body, [*args[:first], *carry, *xs])
     return typed(lift(out[:last - first], body.inputs[first:last], body), carry), (out[last - first:], carry)
 
-  carry, (ys, before) = lax.scan(advance, args[first:last], args[last:], length=eqn.params['length'],
-                                 reverse=eqn.params['reverse'], unroll=eqn.params['unroll'])
+  carry, (ys, before) = lax.scan(advance, args[first:last], args[last:], length=eqn.loop.length,
+                                 reverse=eqn.loop.reverse, unroll=eqn.loop.unroll)
   return [*carry, *ys], before
 
 
 def parts(eqn: Equation) -> tuple[int, int]:
   """Where among the operands of a scan the carry begins, and what is scanned over."""
-  return eqn.params['num_consts'], eqn.params['num_consts'] + eqn.params['num_carry']
+  return eqn.loop.first, eqn.loop.last
 
 
 def repeat(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
   """A while whose test depends on known values alone: as many steps as the function itself makes."""
   test, body = eqn.bodies
-  skip, first = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+  skip, first = eqn.loop.skip, eqn.loop.first
   if test.outputs[0].id in test.perturbed:
     raise unsupported(eqn, 'stops when a perturbed value says so: it has no greatest number of steps. Use a loop with '
                            'a known number of steps (lax.scan, lax.fori_loop) and jnp.where inside')

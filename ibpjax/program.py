@@ -22,6 +22,7 @@ from jax import lax
 from jax.extend import source_info_util
 from jax.extend.core import primitives as P
 
+from ibpjax import versions
 from ibpjax.interval import Interval, LpBall, is_set
 
 
@@ -41,7 +42,8 @@ class Equation:
 
   `key` is what the tables of rules are indexed by: the primitive, or what a group of equations
   was found to compute together. Such a group has no primitive; `fn` computes it on arrays. `bodies` are
-  the programs of the step of a scan, the branches of a cond, the test and the step of a while.
+  the programs of the step of a scan, the branches of a cond, the test and the step of a while; `loop` says how these
+  are repeated.
   """
   primitive: Any
   params: dict[str, Any]
@@ -52,6 +54,7 @@ class Equation:
   key: Any
   bodies: tuple[Program, ...] = ()
   fn: Callable | None = None
+  loop: Any = None
 
   @property
   def name(self) -> str:
@@ -90,10 +93,9 @@ def evaluate(program: Program, inputs: Sequence[Any]) -> list[Any]:
   return [env[v.id] for v in program.outputs]
 
 
-_JAX = os.path.dirname(jax.__file__) + os.sep
+_JAX, _OWN = os.path.dirname(jax.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep
 # Frames of these say how a layer is written; the user wants to know which of their lines called it.
-_LIBRARIES = (_JAX, os.path.dirname(flax.__file__) + os.sep,
-              os.path.dirname(os.path.abspath(__file__)) + os.sep, contextlib.__file__, functools.__file__)
+_LIBRARIES = (_JAX, _OWN, os.path.dirname(flax.__file__) + os.sep, contextlib.__file__, functools.__file__)
 
 
 def source_line(eqn: Equation) -> str:
@@ -124,27 +126,15 @@ BROADCASTING = frozenset({
 })
 
 
-def call_body(primitive: jex.Primitive, params: dict[str, Any]) -> jex.ClosedJaxpr | None:
-  """The code that a call-like primitive runs once on its operands, or None."""
-  match primitive:
-    case P.jit_p | P.closed_call_p:
-      return params['jaxpr']
-    case P.custom_jvp_call_p | P.custom_vjp_call_p:
-      return params['call_jaxpr']
-    case P.remat_p:
-      return jex.ClosedJaxpr(params['jaxpr'], ())
-  return None
-
-
 def _aval(atom: Any) -> Any:
   """Shape, dtype and weak type of a variable or literal of a jaxpr."""
   return atom.aval
 
 
-def _internal(body: jex.ClosedJaxpr) -> bool:
-  """Whether code is jax's own. Its lines, cached from whoever called it first, are not the user's."""
-  filename = body.jaxpr.debug_info.func_filename
-  return filename is not None and filename.startswith(_JAX)
+def _internal(body: Any) -> bool:
+  """Whether code is jax's own, or this library's. Its lines, cached from whoever called it first, are not the user's."""
+  filename = versions.parts(body)[0].debug_info.func_filename
+  return filename is not None and filename.startswith((_JAX, _OWN))
 
 
 def _merging_key(primitive: jex.Primitive, params: dict[str, Any], inputs: Sequence[Value]) -> Any:
@@ -192,7 +182,7 @@ class _Builder:
     return env[atom]
 
   def emit(self, eqn: jex.JaxprEqn, inputs: Sequence[Value], bodies: tuple[Program, ...] = (),
-           perturbed: Sequence[bool] | None = None) -> tuple[Value, ...]:
+           perturbed: Sequence[bool] | None = None, loop: Any = None) -> tuple[Value, ...]:
     key = None if bodies or eqn.effects else _merging_key(eqn.primitive, eqn.params, inputs)
     if key in self.made:
       return self.made[key]
@@ -200,7 +190,7 @@ class _Builder:
       perturbed = [any(map(self.is_perturbed, inputs))] * len(eqn.outvars)
     outputs = tuple(self.value(_aval(v).shape, _aval(v).dtype, perturbed=p) for v, p in zip(eqn.outvars, perturbed))
     self.equations.append(Equation(eqn.primitive, eqn.params, tuple(inputs), outputs, self.caller or eqn.source_info,
-                                   eqn.ctx, eqn.primitive, bodies))
+                                   eqn.ctx, eqn.primitive, bodies, loop=loop))
     if key is not None:
       self.made[key] = outputs
     return outputs
@@ -233,17 +223,16 @@ class _Builder:
       outputs: Sequence[Value]
       if not any(map(self.is_perturbed, inputs)):
         outputs = self.emit(eqn, inputs)
-      elif (body := call_body(eqn.primitive, eqn.params)) is not None and not (
-          eqn.primitive is P.jit_p and self.keep(eqn.params)):
+      elif not (eqn.primitive is P.jit_p and self.keep(eqn.params)) and (body := versions.called(eqn)) is not None:
         caller = self.caller
         if caller is None and _internal(body):
           self.caller = eqn.source_info
-        outputs = self.inline(body.jaxpr, body.consts, inputs)
+        outputs = self.inline(*versions.parts(body), inputs)
         self.caller = caller
-      elif eqn.primitive in (P.scan_p, P.while_p):
-        outputs = self.loop(eqn, inputs)
-      elif eqn.primitive is P.cond_p:
-        outputs = self.cond(eqn, inputs)
+      elif (loop := versions.loop(eqn)) is not None:
+        outputs = self.loop(eqn, loop, inputs)
+      elif (branches := versions.branches(eqn)) is not None:
+        outputs = self.cond(eqn, branches, inputs)
       else:
         if eqn.primitive in BROADCASTING:
           shape = _aval(eqn.outvars[0]).shape
@@ -257,45 +246,40 @@ class _Builder:
       env.update(zip(eqn.outvars, outputs, strict=True))
     return [self.read(env, v) for v in jaxpr.outvars]
 
-  def loop(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> tuple[Value, ...]:
+  def loop(self, eqn: jex.JaxprEqn, loop: versions.Scan | versions.While, inputs: Sequence[Value]) -> tuple[Value, ...]:
     """A scan or a while as one equation. A carry is perturbed if it starts so or if a step makes it so."""
-    params = eqn.params
-    if eqn.primitive is P.scan_p:
-      first, last, step = params['num_consts'], params['num_consts'] + params['num_carry'], params['jaxpr']
-      skip = 0
-    else:
-      skip, first, last, step = params['cond_nconsts'], params['body_nconsts'], None, params['body_jaxpr']
+    skip = loop.skip if isinstance(loop, versions.While) else 0
     flags = [self.is_perturbed(v) for v in inputs[skip:]]
-    last = len(flags) if last is None else last
+    first, last = loop.first, loop.last if isinstance(loop, versions.Scan) else len(flags)
     while True:
-      body = _build(step, flags)
+      body = _build(loop.body, flags)
       out = [v.id in body.perturbed for v in body.outputs]
       carry = [a or b for a, b in zip(flags[first:last], out[:last - first])]
       if carry == flags[first:last]:
         break
       flags[first:last] = carry
     bodies: tuple[Program, ...] = (body,)
-    if eqn.primitive is P.while_p:
-      test = _build(params['cond_jaxpr'], [*map(self.is_perturbed, inputs[:skip]), *carry])
+    if isinstance(loop, versions.While):
+      test = _build(loop.test, [*map(self.is_perturbed, inputs[:skip]), *carry])
       bodies = test, body
-    return self.emit(eqn, inputs, bodies, [*carry, *out[last - first:]])
+    return self.emit(eqn, inputs, bodies, [*carry, *out[last - first:]], loop)
 
-  def cond(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> tuple[Value, ...]:
+  def cond(self, eqn: jex.JaxprEqn, codes: Sequence[Any], inputs: Sequence[Value]) -> tuple[Value, ...]:
     """A cond or switch as one equation; every output may depend on a perturbed predicate."""
     which, *operands = inputs
     flags = list(map(self.is_perturbed, operands))
-    branches = tuple(_build(b, flags) for b in eqn.params['branches'])
+    branches = tuple(_build(code, flags) for code in codes)
     perturbed = [self.is_perturbed(which) or any(b.outputs[i].id in b.perturbed for b in branches)
                  for i in range(len(eqn.outvars))]
     return self.emit(eqn, inputs, branches, perturbed)
 
 
-def _build(closed: jex.ClosedJaxpr, perturbed: Sequence[bool],
+def _build(code: Any, perturbed: Sequence[bool],
            keep: Callable[[dict[str, Any]], Any] = lambda params: None) -> Program:
-  builder = _Builder(keep)
+  builder, (jaxpr, consts) = _Builder(keep), versions.parts(code)
   inputs = tuple(builder.value(_aval(v).shape, _aval(v).dtype, perturbed=p)
-                 for v, p in zip(closed.jaxpr.invars, perturbed, strict=True))
-  outputs = tuple(builder.inline(closed.jaxpr, closed.consts, inputs))
+                 for v, p in zip(jaxpr.invars, perturbed, strict=True))
+  outputs = tuple(builder.inline(jaxpr, consts, inputs))
   return live(Program(tuple(builder.equations), inputs, outputs, builder.constants, frozenset(builder.perturbed)))
 
 
@@ -350,10 +334,11 @@ def code_of(f: Callable, *args: Any) -> tuple[jex.ClosedJaxpr, Any]:
   return jax.make_jaxpr(lambda *xs: f(*xs), return_shape=True)(*args)  # traces are cached by the function's identity
 
 
-def performed(code: jex.ClosedJaxpr, caller: Any = None) -> Iterator[tuple[str, Any]]:
+def performed(code: Any, caller: Any = None) -> Iterator[tuple[str, Any]]:
   """(name of the primitive, its source) of each equation that a result depends on, what it calls or repeats too."""
-  needed = {v for v in code.jaxpr.outvars if not isinstance(v, jex.Literal)}
-  for eqn in reversed(code.jaxpr.eqns):
+  jaxpr, _ = versions.parts(code)
+  needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+  for eqn in reversed(jaxpr.eqns):
     if needed.isdisjoint(eqn.outvars) and not eqn.effects:
       continue
     needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
@@ -361,9 +346,7 @@ def performed(code: jex.ClosedJaxpr, caller: Any = None) -> Iterator[tuple[str, 
     yield eqn.primitive.name, source
     for value in eqn.params.values():
       for body in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(body, jex.Jaxpr):
-          body = jex.ClosedJaxpr(body, ())
-        if isinstance(body, jex.ClosedJaxpr):
+        if versions.is_code(body):
           yield from performed(body, source if _internal(body) else caller)
 
 
@@ -376,12 +359,11 @@ def digest(closed: jex.ClosedJaxpr) -> str:
   found = hashlib.sha256(str(closed.jaxpr).encode())
 
   def add(x: Any) -> None:
-    if isinstance(x, jex.ClosedJaxpr):
-      for c in x.consts:
+    if versions.is_code(x):
+      jaxpr, consts = versions.parts(x)
+      for c in consts:
         add(c)
-      x = x.jaxpr
-    if isinstance(x, jex.Jaxpr):
-      for eqn in x.eqns:
+      for eqn in jaxpr.eqns:
         for value in eqn.params.values():
           add(value)
     elif isinstance(x, (tuple, list)):

@@ -96,8 +96,8 @@ class ScanRows:
     on_ys = [row if jnp.issubdtype(row.dtype, jnp.floating) else None for row in rows[count:]]
     state = on_carry, zeros(inputs[:first]), jnp.zeros((), dtype)
     (on_carry, on_consts, offset), on_xs = lax.scan(
-        step, state, (self.carries, operands[last:], on_ys), length=self.eqn.params['length'],
-        reverse=not self.eqn.params['reverse'])
+        step, state, (self.carries, operands[last:], on_ys), length=self.eqn.loop.length,
+        reverse=not self.eqn.loop.reverse)
     pulled = []
     for v, row in zip(self.eqn.inputs, [*on_consts, *on_carry, *on_xs], strict=True):
       if v.id in self.forward.program.perturbed:

@@ -72,6 +72,7 @@ def sparse_plus(x):
 SELU = mp.mpf('1.0507009873554804934193349852946'), mp.mpf('1.6732632423543772848170429916717')
 REFERENCES: dict[str, Reference] = {
     'exp': Reference(jnp.exp, mp.exp),
+    'log2': Reference(jnp.log2, lambda x: mp.log(x) / mp.log(2), (0., 1.)),
     'exp2': Reference(jnp.exp2, lambda x: TWO ** x, loosest=(4e3, 2e4)),
     'expm1': Reference(jnp.expm1, mp.expm1),
     'log': Reference(jnp.log, mp.log, (0., 1.)),

@@ -1,4 +1,6 @@
 """Bounds compose: jit, vmap, grad, sharding, Flax both ways, perturbed parameters, lp balls."""
+import functools
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from checks import box_around, contains, holds, is_interval, samples
 from flax import nnx
 
 import ibpjax
-from ibpjax import Interval, ibp, linf_ball, lp_ball, nn
+from ibpjax import Interval, crown, ibp, lbp, linf_ball, lp_ball, nn
 
 KEY = jax.random.key(0)
 
@@ -115,6 +117,16 @@ def test_sharded_equals_local(elide):
   sharded = bound(net, spread)
   assert len(sharded.lower.sharding.device_set) == 2
   np.testing.assert_allclose(local.lower, sharded.lower, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('method', [ibp, crown, functools.partial(lbp, round_outward=True)])
+def test_bounds_under_pmap_are_those_under_vmap(method):
+  ws, box = random_weights(0), box_around(jnp.linspace(-1, 1, 8, dtype=jnp.float32).reshape(2, 4), .1)
+  bound = method(mlp)
+  mapped, spread = jax.vmap(bound, (None, 0))(ws, box), jax.pmap(bound, in_axes=(None, 0))(ws, box)
+  assert len(spread.lower.sharding.device_set) == 2
+  np.testing.assert_allclose(mapped.lower, spread.lower, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(mapped.upper, spread.upper, rtol=1e-5, atol=1e-6)
 
 
 def mlp(ws, x, act=jax.nn.relu):
