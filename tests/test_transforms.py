@@ -129,6 +129,15 @@ def test_bounds_under_pmap_are_those_under_vmap(method):
   np.testing.assert_allclose(mapped.upper, spread.upper, rtol=1e-5, atol=1e-6)
 
 
+def test_certificates_under_pmap_are_those_of_the_batch():
+  ws, xs = random_weights(0), jnp.linspace(0, 1, 16, dtype=jnp.float32).reshape(2, 2, 4)
+  labels = jax.vmap(jax.vmap(lambda x: jnp.argmax(mlp(ws, x))))(xs)
+  spread = jax.pmap(lambda xs, labels: ibpjax.certify(mlp, ws, xs, labels, .01))(xs, labels)
+  whole = ibpjax.certify(mlp, ws, xs.reshape(4, 4), labels.ravel(), .01)
+  np.testing.assert_allclose(spread.lower.reshape(whole.lower.shape), whole.lower, rtol=1e-5, atol=1e-6)
+  assert spread.verified.any()
+
+
 def mlp(ws, x, act=jax.nn.relu):
   for w in ws[:-1]:
     x = act(w @ x + .1)
