@@ -1,15 +1,27 @@
 # `make demo` and `make test` work on a fresh clone: they make .venv if it is absent.
-PYTHON ?= python3.11
+# The newest of these that runs; a name on the path may be a shim without an interpreter. pyenv's run what is selected.
+export PYENV_VERSION ?= 3.13:3.12:3.11
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell PYENV_VERSION=$(PYENV_VERSION) $p -c 'import sys; print(sys.executable)' 2>/dev/null)))
+OLDEST_PYTHON ?= python3.11
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 # XLA's CPU code from fewer, plainer kernels: half of the time to compile, which is most of what tests do.
 QUICKLY := XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
-.PHONY: demo test test-all lint types docs benchmark clean
+# What the oldest versions are tested on: laws of bounds, which depend on what JAX traces; no training, no documents.
+LAWS := $(patsubst %,tests/test_%.py,rows linear forms windows rounding alpha exact layers random_programs lipschitz)
+
+.PHONY: demo test test-all test-oldest lint types docs benchmark clean
 
 .venv/installed: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,dev,docs]'
+	touch $@
+
+.venv-oldest/installed: setup.cfg pyproject.toml
+	test -x .venv-oldest/bin/python || $(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet '.[dev]' 'jax == 0.10.2' 'jaxlib == 0.10.2'
+	.venv-oldest/bin/python -m pip uninstall --quiet --yes ibpjax
 	touch $@
 
 demo: .venv/installed
@@ -24,6 +36,10 @@ test-all: .venv/installed
 	$(QUICKLY) $(PYTEST) -m 'not optimized'
 	$(PYTEST) -m optimized
 
+test-oldest: .venv-oldest/installed
+	$(QUICKLY) .venv-oldest/bin/python -m pytest --numprocesses=auto --dist=loadgroup -m 'not optimized and not slow' $(LAWS)
+	.venv-oldest/bin/python -m pytest --numprocesses=auto --dist=loadgroup -m 'optimized and not slow' $(LAWS)
+
 lint: .venv/installed
 	$(BIN)/python -m ruff check .
 
@@ -37,4 +53,4 @@ benchmark: .venv/installed
 	$(BIN)/python -m experiments.benchmark
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv .venv-oldest runs build dist *.egg-info

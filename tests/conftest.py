@@ -12,7 +12,6 @@ os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_
 import hypothesis
 import jax
 import pytest
-from pictures import jpeg, smooth
 
 jax.config.update('jax_compilation_cache_dir', None)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -63,6 +62,8 @@ def promotion():
 @pytest.fixture(scope='session')
 def imagenet(tmp_path_factory):
   """ImageNet with an image a class: landscape, portrait, grey and small ones."""
+  from pictures import jpeg, smooth  # which read images: the laws alone need nothing of that
+
   root = tmp_path_factory.mktemp('imagenet')
   kinds = [jpeg(smooth(300, 500)), jpeg(smooth(512, 256)), jpeg(smooth(260, 260), 'L'), jpeg(smooth(64, 64))]
   for part in ('train', 'val'):
