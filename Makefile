@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a fresh clone: they make .venv if it is absent.
-# The newest of these that runs; a name on the path may be a shim without an interpreter. pyenv's run what is selected.
+# The first of these that runs; a name on the path may be a shim without an interpreter. pyenv's run what is selected.
 export PYENV_VERSION ?= 3.13:3.12:3.11
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell PYENV_VERSION=$(PYENV_VERSION) $p -c 'import sys; print(sys.executable)' 2>/dev/null)))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell PYENV_VERSION=$(PYENV_VERSION) $p -c 'import sys; print(sys.executable)' 2>/dev/null)))
 OLDEST_PYTHON ?= python3.11
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
