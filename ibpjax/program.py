@@ -132,7 +132,7 @@ def _aval(atom: Any) -> Any:
 
 
 def _internal(body: Any) -> bool:
-  """Whether code is jax's own, or this library's: its lines, cached from whoever called it first, are not the user's."""
+  """Whether code is jax's own, or this library's: its lines, cached from its first caller, are not the user's."""
   filename = versions.parts(body)[0].debug_info.func_filename
   return filename is not None and filename.startswith((_JAX, _OWN))
 
