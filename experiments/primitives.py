@@ -97,7 +97,7 @@ def interval_rows() -> Iterator[list[str]]:
 
 def composite_rows() -> Iterator[list[str]]:
   base = composites.Composite
-  for kind in base.__subclasses__():
+  for kind in sorted(base.__subclasses__(), key=lambda kind: kind.__name__):
     bent = kind.curvature is not base.curvature or kind.linearised is not base.linearised
     yield [kind.__name__, first_line(kind), 'yes', 'tangent' if bent else 'ends']
   yield ['Univariate', first_line(univariate.Univariate), 'yes', 'lines']
