@@ -4,7 +4,7 @@ export PYENV_VERSION ?= 3.13:3.12:3.11
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell PYENV_VERSION=$(PYENV_VERSION) $p -c 'import sys; print(sys.executable)' 2>/dev/null)))
 OLDEST_PYTHON ?= python3.11
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+PYTEST := -m pytest --numprocesses=auto --dist=loadgroup
 # XLA's CPU code from fewer, plainer kernels: half of the time to compile, which is most of what tests do.
 QUICKLY := XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
@@ -20,8 +20,7 @@ LAWS := $(patsubst %,tests/test_%.py,rows linear forms windows rounding alpha ex
 
 .venv-oldest/installed: setup.cfg pyproject.toml
 	test -x .venv-oldest/bin/python || $(OLDEST_PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet '.[dev]' 'jax == 0.10.2' 'jaxlib == 0.10.2'
-	.venv-oldest/bin/python -m pip uninstall --quiet --yes ibpjax
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[dev]' 'jax == 0.10.2' 'jaxlib == 0.10.2'
 	touch $@
 
 demo: .venv/installed
@@ -29,16 +28,16 @@ demo: .venv/installed
 	$(BIN)/python -m experiments.certify --run=runs/digits
 
 test: .venv/installed
-	$(QUICKLY) $(PYTEST) -m 'not optimized and not slow'
-	$(PYTEST) -m 'optimized and not slow'
+	$(QUICKLY) $(BIN)/python $(PYTEST) -m 'not optimized and not slow'
+	$(BIN)/python $(PYTEST) -m 'optimized and not slow'
 
 test-all: .venv/installed
-	$(QUICKLY) $(PYTEST) -m 'not optimized'
-	$(PYTEST) -m optimized
+	$(QUICKLY) $(BIN)/python $(PYTEST) -m 'not optimized'
+	$(BIN)/python $(PYTEST) -m optimized
 
 test-oldest: .venv-oldest/installed
-	$(QUICKLY) .venv-oldest/bin/python -m pytest --numprocesses=auto --dist=loadgroup -m 'not optimized and not slow' $(LAWS)
-	.venv-oldest/bin/python -m pytest --numprocesses=auto --dist=loadgroup -m 'optimized and not slow' $(LAWS)
+	$(QUICKLY) .venv-oldest/bin/python $(PYTEST) -m 'not optimized and not slow' $(LAWS)
+	.venv-oldest/bin/python $(PYTEST) -m 'optimized and not slow' $(LAWS)
 
 lint: .venv/installed
 	$(BIN)/python -m ruff check .

@@ -12,12 +12,11 @@ from ibpjax import affine, relaxations
 from ibpjax import lines as choices
 from ibpjax.chunks import over_rows
 from ibpjax.ibp import Forward, honest, ibp, opened, precise
-from ibpjax.interval import Intermediates, Interval, validated
+from ibpjax.interval import Intermediates, Interval, is_unbounded, unbounded, validated
 from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Program, Value
 from ibpjax.rows import Dense, Walk, resting_on
-from ibpjax.undefined import everywhere, unknown
 from ibpjax.walks import walk
 
 # How bounds of intermediate values are computed, by name: transformations that can return them, and their options.
@@ -68,7 +67,7 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
       else:
         result = _bound_rows(program, back, rows, chunk)
         if round_outward:  # 0 times NaN is NaN
-          result = everywhere(result, jnp.any(unknown(forward.env[program.outputs[0].id])))
+          result = unbounded(result, jnp.any(is_unbounded(forward.env[program.outputs[0].id])))
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 

@@ -15,7 +15,17 @@ from ibpjax import accuracy, affine, loops, nonlinear, relaxations, rounding
 from ibpjax.elementwise import image as elementwise_image
 from ibpjax.errors import Errors, certain
 from ibpjax.exact import Exact
-from ibpjax.interval import Intermediates, Interval, LpBall, as_interval, common, is_set, validated
+from ibpjax.interval import (
+  Intermediates,
+  Interval,
+  LpBall,
+  as_interval,
+  common,
+  is_set,
+  is_unbounded,
+  unbounded,
+  validated,
+)
 from ibpjax.lines import Lines
 from ibpjax.patterns import grouped
 from ibpjax.pinned import pin_cotangents
@@ -23,7 +33,6 @@ from ibpjax.planes import Planes
 from ibpjax.program import Equation, Program, Value, rebind, source_line, trace
 from ibpjax.rows import Walk
 from ibpjax.softmax import OF_EXPONENTS
-from ibpjax.undefined import everywhere, unknown
 from ibpjax.univariate import Univariate
 
 
@@ -196,7 +205,7 @@ class Forward:
   def tightened(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, with the known infinite elements that it may have, and those that may be NaN."""
     if self.round_outward:
-      x = everywhere(x, unknown(self.env[v.id]))
+      x = unbounded(x, is_unbounded(self.env[v.id]))
     if v.id not in self.masked:
       return x
     x, box = honest(x), self.env[v.id]

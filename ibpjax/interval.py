@@ -123,6 +123,16 @@ def hull(a: Any, b: Any) -> Interval:
   return Interval(jnp.minimum(a.lower, b.lower), jnp.maximum(a.upper, b.upper))
 
 
+def is_unbounded(x: Interval) -> Any:
+  """Where nothing is known of an interval: it is the whole line."""
+  return (x.lower == -jnp.inf) & (x.upper == jnp.inf)
+
+
+def unbounded(x: Interval, where: Any) -> Interval:
+  """An interval, made the whole line at the elements `where`."""
+  return Interval(jnp.where(where, -jnp.inf, x.lower), jnp.where(where, jnp.inf, x.upper))
+
+
 def _floating(x: Any, name: str) -> jax.Array:
   """`x` as a float array, or an error that names it."""
   dtype = getattr(x, 'dtype', None) or np.asarray(x).dtype

@@ -216,7 +216,7 @@ class Forms:
   def _scan(self, eqn: Equation) -> None:
     """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
     body, = eqn.bodies
-    first, last = loops.parts(eqn)
+    first, last = eqn.loop.first, eqn.loop.last
     operands = loops.lift(self.forward.operands(eqn), body.inputs, body)
 
     def floats(values, program):

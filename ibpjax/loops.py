@@ -37,7 +37,7 @@ def carries(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:
 
 def _scanned(eqn: Equation, operands: Sequence[Any], run: Run) -> tuple[list[Any], list[Any]]:
   body, = eqn.bodies
-  first, last = parts(eqn)
+  first, last = eqn.loop.first, eqn.loop.last
   args = lift(operands, body.inputs, body)
 
   def advance(carry, xs):
@@ -47,11 +47,6 @@ def _scanned(eqn: Equation, operands: Sequence[Any], run: Run) -> tuple[list[Any
   carry, (ys, before) = lax.scan(advance, args[first:last], args[last:], length=eqn.loop.length,
                                  reverse=eqn.loop.reverse, unroll=eqn.loop.unroll)
   return [*carry, *ys], before
-
-
-def parts(eqn: Equation) -> tuple[int, int]:
-  """Where among the operands of a scan the carry begins, and what is scanned over."""
-  return eqn.loop.first, eqn.loop.last
 
 
 def repeat(eqn: Equation, operands: Sequence[Any], run: Run) -> list[Any]:

@@ -18,7 +18,7 @@ from jax.extend.core import primitives as P
 from ibpjax import integers, reductions
 from ibpjax.affine import CONTROL, INCREASING, around, centre_radius
 from ibpjax.composites import Composite
-from ibpjax.interval import Interval, as_interval, hull, is_set
+from ibpjax.interval import Interval, as_interval, hull, is_set, unbounded
 from ibpjax.program import Equation, rebind, unsupported
 from ibpjax.reductions import corners, ends
 
@@ -54,7 +54,7 @@ def _hull_of(values: Sequence[Any], known: Any) -> Interval:
   """The hull of values where that is known to bound, and of what is a number; the real line elsewhere."""
   low, high = functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values)
   known = known & ~jnp.isnan(low) & ~jnp.isnan(high)
-  return Interval(jnp.where(known, low, -jnp.inf), jnp.where(known, high, jnp.inf))
+  return unbounded(Interval(low, high), ~known)
 
 
 def quotient(eqn: Equation, operands: Sequence[Any]) -> Interval:

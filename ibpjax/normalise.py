@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ibpjax.affine import centre_radius
 from ibpjax.composites import Composite, gamma, largest, least, rest, widened
 from ibpjax.graph import Groups
-from ibpjax.interval import Interval, as_interval
+from ibpjax.interval import Interval, as_interval, unbounded
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ class Normalise(Composite):
     out = _wider(Interval(-reached(-z.lower), reached(z.upper)), 16 * u)
     if self.inner == 0 and self.outer == 0:
       away = functools.reduce(jnp.maximum, [slope * least(z) ** 2 + low for slope, low, _ in ways]) > 0
-      out = Interval(jnp.where(away, out.lower, -jnp.inf), jnp.where(away, out.upper, jnp.inf))
+      out = unbounded(out, ~away)
     limit = (self.factor * share) ** -.5 * (1 + 1e-5) if not u and (self.inner or self.outer) else jnp.inf
     out = Interval(jnp.where(known, out.lower, -limit), jnp.where(known, out.upper, limit))
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))

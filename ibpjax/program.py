@@ -1,6 +1,6 @@
 """A function as straight-line code: traced once, calls entered, every value bound once.
 
-This is the only file that knows what a jaxpr is.
+Only this file and `versions` know what a jaxpr is.
 """
 from __future__ import annotations
 

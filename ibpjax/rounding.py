@@ -26,7 +26,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import accuracy, affine, reductions
 from ibpjax.composites import Composite
-from ibpjax.interval import Interval, LpBall, as_interval, is_set
+from ibpjax.interval import Interval, LpBall, as_interval, is_set, unbounded
 from ibpjax.program import Equation
 from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, without_subnormal
 from ibpjax.undefined import spoiled
@@ -70,7 +70,7 @@ def _widened(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, op
     unknown |= functools.reduce(operator.and_, map(_beside_zero, map(as_interval, operands)))
   elif not known:
     return out
-  return [Interval(jnp.where(unknown, -jnp.inf, x.lower), jnp.where(unknown, jnp.inf, x.upper)) for x in out]
+  return [unbounded(x, unknown) for x in out]
 
 
 def normal_ends(x: Interval) -> Interval:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ibpjax.interval import Interval
+from ibpjax.interval import Interval, unbounded
 from ibpjax.lines import Function, chord
 
 
@@ -93,7 +93,7 @@ class Elementwise:
         out = Interval(jnp.maximum(out.lower, functools.reduce(jnp.minimum, values)),
                        jnp.minimum(out.upper, functools.reduce(jnp.maximum, values)))
     if unknown is not False:
-      out = Interval(jnp.where(unknown, -jnp.inf, out.lower), jnp.where(unknown, jnp.inf, out.upper))
+      out = unbounded(out, unknown)
     return restore(out)
 
   def bends(self, fn: Function, x: Interval, known: Sequence[Any]) -> list[Any]:
@@ -172,7 +172,7 @@ class Elementwise:
     if self.domain[0] == 0:  # not -0., of which rsqrt is -inf
       lower = jnp.where(lower == 0, lower - lax.stop_gradient(lower), lower)
     moved = Interval(jnp.where(valid, lower, point), jnp.where(valid, x.upper, point))
-    return moved, lambda out: Interval(jnp.where(valid, out.lower, -jnp.inf), jnp.where(valid, out.upper, jnp.inf))
+    return moved, lambda out: unbounded(out, ~valid)
 
 
 def along(k: Any, v: Any) -> Any:

@@ -15,7 +15,7 @@ from jax import lax
 from ibpjax.affine import centre_radius
 from ibpjax.composites import Composite, finite, gamma, largest, radius, rest, widened
 from ibpjax.graph import Groups
-from ibpjax.interval import Interval, as_interval, is_set
+from ibpjax.interval import Interval, as_interval, is_set, unbounded
 from ibpjax.reductions import times
 
 
@@ -132,7 +132,7 @@ class LogSoftmax(Composite):
       size = jnp.max(self.groups.into(finite(largest(own))), self.groups.axes, keepdims=True)
       out = widened(out, 8 * u * size + _of_shift(self.groups, self.exponents, operands, u))
       computed = _exp_is_kept(self.groups, own)
-      out = Interval(jnp.where(computed, out.lower, -jnp.inf), jnp.where(computed, out.upper, jnp.inf))
+      out = unbounded(out, ~computed)
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
 
   def curvature(self, operands):
@@ -169,7 +169,7 @@ class LogSumExp(Composite):
     off = _of_shift(self.groups, self.exponents, operands, u)
     out = widened(out, self.leave(jnp.squeeze(off, self.groups.axes)))
     computed = self.leave(_exp_is_kept(self.groups, own).all(self.groups.axes))
-    return Interval(jnp.where(computed, out.lower, -jnp.inf), jnp.where(computed, out.upper, jnp.inf))
+    return unbounded(out, ~computed)
 
   def curvature(self, operands):
     most = self.leave(jnp.squeeze(_variance_of_exponents(self.groups, operands[0]) / 2, self.groups.axes))

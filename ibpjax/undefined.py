@@ -16,7 +16,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax.composites import Blend, Composite
 from ibpjax.elementwise import elementwise_call_p
-from ibpjax.interval import Interval, is_set
+from ibpjax.interval import Interval, is_set, is_unbounded, unbounded
 from ibpjax.program import Equation, rebind
 from ibpjax.softmax import OF_EXPONENTS
 
@@ -31,16 +31,6 @@ _OF_FINITE = frozenset({
 })
 
 
-def unknown(x: Interval) -> Any:
-  """Where nothing is known of an interval: it is the whole line."""
-  return (x.lower == -jnp.inf) & (x.upper == jnp.inf)
-
-
-def everywhere(x: Interval, where: Any) -> Interval:
-  """An interval, made the whole line at the elements `where`."""
-  return Interval(jnp.where(where, -jnp.inf, x.lower), jnp.where(where, jnp.inf, x.upper))
-
-
 def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: Sequence[Any]) -> list[Any]:
   """The bounds of an equation, made the whole line where its value may be NaN.
 
@@ -51,19 +41,17 @@ def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
   """
   marks = [_undefined(eqn, x) if is_set(x) and _floating(x) else None for x in operands]
   found = [m for m in marks if m is not None]
-  composite = isinstance(eqn.key, Composite)
-  if composite:  # which would multiply by infinite numbers in derivatives
-    out = step(eqn, [x if m is None else Interval(jnp.where(m, 1, x.lower), jnp.where(m, 1, x.upper))
-                     for x, m in zip(operands, marks, strict=True)])
-  else:
-    out = step(eqn, list(operands))
+  composite = isinstance(eqn.key, Composite)  # which would multiply by infinite numbers in derivatives
+  given = [x if m is None or not composite else Interval(jnp.where(m, 1, x.lower), jnp.where(m, 1, x.upper))
+           for x, m in zip(operands, marks, strict=True)]
+  out = step(eqn, given)
   if not found:
     return out
   if eqn.key in _OF_MANY or (composite and not isinstance(eqn.key, Blend)):
     where = [jnp.isnan(a) for a in rebind(eqn, *(_marked(eqn, x, m) for x, m in zip(operands, marks, strict=True)))]
   else:
     where = [functools.reduce(operator.or_, found)] * len(out)
-  return [everywhere(x, w) if is_set(x) and _floating(x) else x for x, w in zip(out, where, strict=True)]
+  return [unbounded(x, w) if is_set(x) and _floating(x) else x for x, w in zip(out, where, strict=True)]
 
 
 def _undefined(eqn: Equation, x: Interval) -> Any:
@@ -72,7 +60,7 @@ def _undefined(eqn: Equation, x: Interval) -> Any:
     return x.upper == jnp.inf  # exp(-inf) is 0
   if eqn.key in _OF_FINITE or callable(eqn.key):
     return jnp.isinf(x.lower) | jnp.isinf(x.upper)
-  return unknown(x)
+  return is_unbounded(x)
 
 
 def _marked(eqn: Equation, x: Any, undefined: Any) -> Any:

@@ -21,7 +21,7 @@ from ibpjax import affine
 from ibpjax.elementwise import elementwise_call_p
 from ibpjax.functions import COMPOSED, TABLE
 from ibpjax.graph import Graph
-from ibpjax.interval import Interval
+from ibpjax.interval import Interval, unbounded
 from ibpjax.program import Equation, Program, Value, evaluate, live, trace
 from ibpjax.rule import Elementwise, along
 
@@ -83,7 +83,7 @@ class Univariate:
       slope, = run(self.slope, grid[:-1], grid[1:])
       for test in run(self.tests, grid[:-1], grid[1:]):
         certain = test.lower == test.upper
-        slope = Interval(jnp.where(certain, slope.lower, -jnp.inf), jnp.where(certain, slope.upper, jnp.inf))
+        slope = unbounded(slope, ~certain)
 
     def image(k):
       own = None if k is None else k[None]

@@ -1,6 +1,6 @@
 """What differs between versions of JAX: how the code that it traced looks. No other file reads this.
 
-Tested with jax 0.10.2, 0.11.2 and 0.12.0.1. Newer names are looked up, so that older versions import.
+Written for jax 0.10.2 to 0.12.0.1. Newer names are looked up, so that older versions import.
 """
 from __future__ import annotations
 
@@ -75,12 +75,10 @@ def called(eqn: Any) -> Any:
   What has no rule of its own but is made of what has some is such code too.
   """
   match eqn.primitive:
-    case P.jit_p | P.closed_call_p:
+    case P.jit_p | P.closed_call_p | P.remat_p:
       return eqn.params['jaxpr']
     case P.custom_jvp_call_p | P.custom_vjp_call_p:
       return eqn.params['call_jaxpr']
-    case P.remat_p:
-      return eqn.params['jaxpr']
   made = _made_of(eqn)
   return None if made is None else jax.make_jaxpr(made)(*(v.aval for v in eqn.invars))
 

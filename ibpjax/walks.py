@@ -60,7 +60,7 @@ class ScanRows:
   def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
     """A lower bound of sum_i <rows[i], outputs[i]>: rows on the perturbed operands, and an offset."""
     body, = self.eqn.bodies
-    first, last = loops.parts(self.eqn)
+    first, last = self.eqn.loop.first, self.eqn.loop.last
     operands = loops.lift(self.forward.operands(self.eqn), body.inputs, body)
     dtype = next(row.dtype for row in rows if jnp.issubdtype(row.dtype, jnp.floating))
     moving = [v.id in body.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in body.inputs]

@@ -76,7 +76,7 @@ FAULTS = [
     Fault('rounding: rows have no errors', 'ibpjax/errors.py',
           'relative = 2 * gamma(sum(count) + 4, unit(eqn)) * _magnitudes(eqn, sizes)[0]',
           'relative = 0 * _magnitudes(eqn, sizes)[0]', 'rounding'),
-    Fault('undefined: NaN passes for bounded', 'ibpjax/undefined.py',
+    Fault('undefined: NaN passes for bounded', 'ibpjax/interval.py',
           'return (x.lower == -jnp.inf) & (x.upper == jnp.inf)', 'return (x.lower == jnp.inf) & (x.upper == jnp.inf)',
           'undefined'),
     Fault('balls: rounded inward', 'ibpjax/directed.py', 'off = towards * near.astype(np.longdouble) < towards * given',
