@@ -13,13 +13,13 @@ from experiments import primitives
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A module imports only from floors below its own.
-FLOORS = [{'directed'}, {'_version', 'branchless', 'chunks', 'declared', 'interval', 'patches', 'pinned', 'spectral',
-                         'unsound'},
-          {'compiling', 'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions', 'subnormal'},
+FLOORS = [{'subnormal', 'versions'}, {'directed'},
+          {'_version', 'branchless', 'chunks', 'declared', 'interval', 'patches', 'pinned', 'spectral', 'unsound'},
+          {'compiling', 'convolutions', 'lines', 'margins', 'program', 'spectral_convolutions'},
           {'affine', 'graph', 'rule'}, {'exact', 'functions', 'loops', 'reductions', 'windows'},
           {'composites', 'pieces', 'planes'}, {'elementwise', 'forms', 'piece_errors', 'piece_forms'},
           {'integers', 'normalise', 'piece_norms', 'softmax', 'univariate'}, {'nonlinear', 'softmax_patterns'},
-          {'accuracy', 'patterns', 'relaxations'}, {'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'networks', 'walks'},
+          {'accuracy', 'patterns', 'relaxations', 'undefined'}, {'rounding'}, {'errors'}, {'rows'}, {'ibp'}, {'networks', 'walks'},
           {'crown', 'lbp'}, {'alpha', 'etb', 'linear', 'lipschitz', 'lipschitz_estimates', 'local_lipschitz'}, {'nn'},
           {'training', 'verification'}, {'__init__'}, {'experiments'}]
 
