@@ -8,13 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import Interval, nn
 from ibpjax.composites import Composite
 from ibpjax.patterns import grouped
-from ibpjax.program import evaluate, trace
+from ibpjax.program import Program, evaluate, trace
 from ibpjax.univariate import Univariate
 
 
@@ -341,17 +342,51 @@ NONLINEAR = {
 CASES = {f'{name}': case for table in (AFFINE, ELEMENTWISE, NONLINEAR) for name, case in table.items()}
 
 
-def centre_of(case: Case, seed: int = 0):
-  return jnp.asarray(case.centre + case.spread * np.random.default_rng(seed).normal(size=case.shape))
+def centre_of(case: Case, seed: int = 0) -> np.ndarray:
+  """Where a case is tested. NumPy's, as all that is not bounds: whatever JAX computes alone is compiled alone."""
+  return case.centre + case.spread * np.random.default_rng(seed).normal(size=case.shape)
+
+
+def traced(f: Callable, x) -> Program:
+  return trace(f, (Interval(x, x),), {})[0]
+
+
+def steps_in(program: Program) -> set[tuple]:
+  """The (table key, which operands are perturbed) of the equations that act on something perturbed."""
+  steps = {(e.key, tuple(v.id in program.perturbed for v in e.inputs)) for e in program.equations}
+  return {(type(key) if isinstance(key, (Composite, Univariate)) else key, which) for key, which in steps if any(which)}
 
 
 def keys_of(f: Callable, x) -> set:
   """The table keys of the equations of `f` that act on something perturbed."""
-  program = grouped(trace(f, (Interval(x, x),), {})[0])
-  keys = {e.key for e in program.equations if any(v.id in program.perturbed for v in e.inputs)}
-  return {type(key) if isinstance(key, (Composite, Univariate)) else key for key in keys}
+  return {key for key, _ in steps_in(grouped(traced(f, x)))}
 
 
 def regrouped(f: Callable, x) -> list:
   """The outputs of `f` as its program computes them once equations have been grouped into rows and composites."""
-  return evaluate(grouped(trace(f, (Interval(x, x),), {})[0]), [x])
+  return evaluate(grouped(traced(f, x)), [x])
+
+
+APART = {name: traced(case.f, centre_of(case)) for name, case in CASES.items()}
+TOGETHER = {name: grouped(program) for name, program in APART.items()}
+REGROUPED = [name for name in CASES if TOGETHER[name].equations != APART[name].equations]
+
+
+def first_of_each() -> set[str]:
+  """The cases with a row, or with perturbed operands of one, that no case before them has."""
+  seen: set[tuple] = set()
+  names = set()
+  for name, program in TOGETHER.items():
+    steps = steps_in(program)
+    if not steps <= seen:
+      names.add(name)
+    seen |= steps
+  return names
+
+
+FIRST = first_of_each()
+
+
+def sparingly(names) -> list:
+  """Cases for a law that compiles a lot for each: those after the first of a row wait for `make test-all`."""
+  return [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -1,6 +1,5 @@
 """What the laws are made of: samples of a box, containment, shrinking."""
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ibpjax import Interval
@@ -28,22 +27,35 @@ def samples(box, n, seed=0):
   t = np.concatenate([inner, corners, mixed, *ends])
   lower, upper = np.asarray(box.lower), np.asarray(box.upper)
   points = lower + (upper - lower) * t
-  return jnp.asarray(np.clip(np.where(t == 1, upper, points), lower, upper).astype(lower.dtype))
+  return np.clip(np.where(t == 1, upper, points), lower, upper).astype(lower.dtype)
 
 
-def jacobian(f):
-  """The derivative of all float outputs of a function of one array, flattened: (outputs, *shape)."""
-  def flat(x):
-    out = [jnp.ravel(y) for y in jax.tree.leaves(f(x)) if jnp.issubdtype(y.dtype, jnp.floating)]
-    return jnp.concatenate([*out, jnp.zeros(0)])
-  return jax.jacfwd(flat)
+def in_batches(f, size=2048):
+  """Points (leading axis) -> what a function of one array is at each: compiled once, however many points there are."""
+  batch = jax.jit(jax.vmap(f))
+
+  def values(points):
+    padded = np.concatenate([points, np.repeat(points[-1:], -len(points) % size, 0)])
+    parts = [jax.device_get(batch(padded[i:i + size])) for i in range(0, len(padded), size)]
+    return jax.tree.map(lambda *ys: np.concatenate(ys)[:len(points)], *parts)
+  return values
 
 
-def extremal(f, box, count, jac=None):
-  """Samples of a box, and the corners at which the gradients of the outputs point: near the range of each."""
-  signs = np.sign(np.asarray((jac or jax.jit(jacobian(f)))(box.centre)))
-  corners = box.centre[None] + jnp.asarray(np.concatenate([signs, -signs])) * box.radius[None]
-  return jnp.concatenate([samples(box, count), corners])
+def differences(values, x, step):
+  """(outputs, *shape): by how much all float outputs, flattened, differ along each axis, a step on either side of x."""
+  x, step = np.asarray(x), np.asarray(step)
+  moves = np.eye(x.size).reshape(x.size, *x.shape) * step
+  out = leaves(values(np.concatenate([x + moves, x - moves])))
+  out = [y.reshape(2 * x.size, -1) for y in out if np.issubdtype(y.dtype, np.floating)]
+  up, down = np.split(np.concatenate([*out, np.zeros((2 * x.size, 0))], axis=1), 2)
+  return (up - down).T.reshape(-1, *x.shape)
+
+
+def extremal(values, box, count):
+  """Samples of a box, and the corners to which each output falls or rises along every axis: near the range of each."""
+  signs = np.sign(differences(values, box.centre, box.radius))
+  corners = np.asarray(box.centre) + np.concatenate([signs, -signs]) * np.asarray(box.radius)
+  return np.concatenate([samples(box, count), corners])
 
 
 def holds(bounds, values, relative=1e-11):
