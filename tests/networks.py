@@ -30,9 +30,15 @@ def convolutional(params, x, activation):
   return last @ x.ravel() + bias
 
 
+def shallow(params, x, activation):
+  """A dense network of two hidden layers, where a third would only cost time."""
+  return dense(params, x, activation)
+
+
 # How parameters are applied: their shapes, and the size of the input.
 NETWORKS = {dense: ([(6, 3), (6, 6), (5, 6), (2, 5)], 3), residual: ([(5, 4), (4, 5), (6, 4), (4, 6), (3, 4)], 4),
             convolutional: ([(3, 3, 1, 3), (2, 2, 3, 2), (3, 8)], 36)}
+SHALLOW = [(6, 3), (5, 6), (2, 5)], 3
 ACTIVATIONS = {'relu': jax.nn.relu, 'leaky relu': lambda z: jax.nn.leaky_relu(z, .1),
                'ramp': lambda z: ramp(z, jnp.full_like(z, .4))}
 
@@ -40,7 +46,7 @@ ACTIVATIONS = {'relu': jax.nn.relu, 'leaky relu': lambda z: jax.nn.leaky_relu(z,
 def random_network(network, seed):
   """(params, centre of the inputs)."""
   rng = np.random.default_rng(seed)
-  shapes, size = NETWORKS[network]
+  shapes, size = SHALLOW if network is shallow else NETWORKS[network]
   def outputs(shape):
     return shape[-1] if len(shape) == 4 else shape[0]
   params = [(jnp.asarray(rng.normal(size=s) * (1.4 * outputs(s) / np.prod(s)) ** .5),

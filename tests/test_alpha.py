@@ -7,32 +7,37 @@ import numpy as np
 import optax
 import pytest
 from checks import box_around, contains, holds, samples
-from images import LAYERS, conv, image, same
-from networks import ACTIVATIONS, convolutional, dense, random_network, residual
+from images import conv, image, same
+from networks import ACTIVATIONS, convolutional, dense, random_network, residual, shallow
 
 from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
 from ibpjax.ibp import Forward, opened
 
 pytestmark = pytest.mark.usefixtures('x64')
 ALL = ACTIVATIONS | {'tanh': jnp.tanh, 'product': lambda z: z * jnp.flip(jnp.maximum(z, .1))}
-CASES = [*((dense, a) for a in ('relu', 'product')), (residual, 'relu'), (convolutional, 'ramp')]
+CASES = [*((dense, a) for a in ('relu', 'product')),
+         *(pytest.param(*case, marks=pytest.mark.slow) for case in ((residual, 'relu'), (convolutional, 'ramp')))]
+
+
+# Rounding decides ties of bounds, from which descents part: these compare descents, so they are compiled as users do.
+descents = pytest.mark.optimized
 
 
 def relu_network(params, x):
-  return dense(params, x, jax.nn.relu)
+  return shallow(params, x, jax.nn.relu)
 
 
 @pytest.mark.parametrize(('network', 'activation'), CASES)
 def test_sound_and_never_looser_than_its_start(network, activation):
   def f(params, x):
     return network(params, x, ALL[activation])
-  start, optimised = (jax.jit(m) for m in (crown(f), alpha_crown(f, steps=8)))
+  both = jax.jit(lambda params, box: (alpha_crown(f, steps=8)(params, box), crown(f)(params, box)))
   values = jax.jit(jax.vmap(f, (None, 0)))
   gained = []
   for seed in range(6):
     params, x = random_network(network, seed)
     box = box_around(x, (.05, .2, .5)[seed % 3])
-    found, before = optimised(params, box), start(params, box)
+    found, before = both(params, box)
     assert contains(before, found, 1e-12)
     assert holds(found, values(params, samples(box, 3000, seed)))
     gained.append(float(1 - found.width.sum() / before.width.sum()))
@@ -58,18 +63,20 @@ def test_sound_at_any_slopes(activation, most, monkeypatch):
     assert not np.allclose(bounds[0].lower, start[0].lower)
 
 
+@descents
 def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
-  params, x = random_network(dense, 0)
+  params, x = random_network(shallow, 0)
   box = box_around(x, .5)
   own = jax.jit(alpha_crown(relu_network))(params, box)
   monkeypatch.setattr(alpha, '_MOST_OWN', 0)
   shared = jax.jit(alpha_crown(relu_network))(params, box)
-  assert own.width.sum() < .99 * shared.width.sum() < .99 * crown(relu_network)(params, box).width.sum()
+  assert own.width.sum() < .99 * shared.width.sum() < .99 * jax.jit(crown(relu_network))(params, box).width.sum()
 
 
+@descents
 def test_slopes_for_windows_give_what_slopes_for_whole_images_give(monkeypatch):
   def f(x):
-    return conv(jax.nn.relu(LAYERS['residual'](jax.nn.relu(conv(x, 1)), 3)), 5, 2)
+    return conv(jax.nn.relu(conv(jax.nn.relu(conv(x, 1)), 3)), 5, 2)
   box = linf_ball(image(), .3)
   program, inputs, _ = opened(f, (box,), {})
 
@@ -84,7 +91,7 @@ def test_slopes_for_windows_give_what_slopes_for_whole_images_give(monkeypatch):
 
 
 def test_an_objective_says_what_is_wanted():
-  params, x = random_network(dense, 3)
+  params, x = random_network(shallow, 5)
   box = box_around(x, .4)
   def low(bounds):
     return -jnp.minimum(bounds.lower, 1).sum()
@@ -95,37 +102,38 @@ def test_an_objective_says_what_is_wanted():
 
 def test_the_tightest_of_all_steps_counts():
   """At a rate at which the last step is far worse than the first."""
-  params, x = random_network(dense, 2)
+  params, x = random_network(shallow, 2)
   box = box_around(x, .4)
   wild = jax.jit(alpha_crown(relu_network, steps=4, optimizer=optax.sgd(1e3)))(params, box)
-  assert contains(crown(relu_network)(params, box), wild, 1e-12)
+  assert contains(jax.jit(crown(relu_network))(params, box), wild, 1e-12)
 
 
 def test_intermediate_bounds():
-  params, x = random_network(dense, 4)
+  params, x = random_network(shallow, 4)
   box = box_around(x, .4)
   bounds, inside = jax.jit(alpha_crown(relu_network, intermediates=True))(params, box)
-  start, before = crown(relu_network, intermediates=True)(params, box)
+  start, before = jax.jit(crown(relu_network, intermediates=True))(params, box)
   assert inside.bounds.keys() == before.bounds.keys()
   assert all(contains(before.bounds[i], inside.bounds[i], 1e-12) for i in before.bounds)
   by_ibp = jax.jit(alpha_crown(relu_network, intermediate='ibp'))(params, box)
   assert contains(by_ibp, bounds, 1e-12)
-  assert contains(crown(relu_network, intermediate='ibp')(params, box), by_ibp, 1e-12)
+  assert contains(jax.jit(crown(relu_network, intermediate='ibp'))(params, box), by_ibp, 1e-12)
   assert contains(start, jax.jit(alpha_crown(relu_network, intermediate=before))(params, box), 1e-12)
 
 
 def test_transformations_compose():
-  params, x = random_network(dense, 3)
+  params, x = random_network(shallow, 3)
   boxes = linf_ball(jnp.stack([x, -x, 2 * x]), .3)
   method = alpha_crown(relu_network, steps=3, lines=tight, chunk=4)
   batched = jax.jit(jax.vmap(method, (None, 0)))(params, boxes)
-  one = method(params, Interval(boxes.lower[1], boxes.upper[1]))
+  one = jax.jit(method)(params, Interval(boxes.lower[1], boxes.upper[1]))
   np.testing.assert_allclose(batched.lower[1], one.lower, rtol=1e-9)
   np.testing.assert_allclose(batched.upper[1], one.upper, rtol=1e-9)
 
 
+@descents
 def test_gradients_are_those_of_the_last_slopes():
-  params, x = random_network(dense, 3)
+  params, x = random_network(shallow, 3)
   box = box_around(x, .3)
   program, inputs, _ = opened(relu_network, (params, box), {})
   slopes = alpha.Slopes(program, adaptive, None, Forward, None)
@@ -150,18 +158,18 @@ def test_gradients_are_those_of_the_last_slopes():
 
 
 def test_balls_loops_and_functions_without_slopes():
-  params, x = random_network(dense, 1)
+  params, x = random_network(shallow, 1)
   ball = lp_ball(x, .3, 2.)
   found = jax.jit(alpha_crown(relu_network, steps=3))(params, ball)
-  assert contains(crown(relu_network)(params, ball), found, 1e-12)
+  assert contains(jax.jit(crown(relu_network))(params, ball), found, 1e-12)
 
   def loop(x):
-    return jax.lax.scan(lambda c, _: (jnp.tanh(c[::-1] + x), jax.nn.relu(c)), jax.nn.relu(x), length=3)
+    return jax.lax.scan(lambda c, _: (jax.nn.relu(c[::-1] + x), c), jax.nn.relu(x), length=3)
   box = box_around(x, .2)
   found = jax.jit(alpha_crown(loop, steps=3))(box)
   assert contains(jax.jit(crown(loop))(box), found, 1e-12)
   assert holds(found, jax.vmap(loop)(samples(box, 2000)))
-  affine = alpha_crown(lambda x: (3 * x, x[0] - x[1]))(box)
+  affine = jax.jit(alpha_crown(lambda x: (3 * x, x[0] - x[1])))(box)
   assert contains(affine, ibp(lambda x: (3 * x, x[0] - x[1]), elide=True)(box), 1e-12)
 
 
@@ -193,7 +201,7 @@ def test_casts_predicates_and_mixed_precisions():
     y = jax.nn.relu(jax.nn.relu(w @ x).astype(jnp.bfloat16)).astype(jnp.float32)
     return y > 0, y, (y * 2).astype(jnp.bfloat16)
   box = box_around(jnp.asarray([.3, -.2, .1], jnp.float32), jnp.float32(.2))
-  found, start = jax.jit(alpha_crown(f, steps=2))(box), crown(f)(box)
+  found, start = jax.jit(alpha_crown(f, steps=2))(box), jax.jit(crown(f))(box)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(start), strict=True):
     assert a.dtype == b.dtype
   assert contains(start[1], found[1], 1e-6)
@@ -204,7 +212,7 @@ def test_scans_in_chunks():
   def f(x):
     h, _ = jax.lax.scan(lambda c, _: (jax.nn.relu(c @ w - .1), None), jax.nn.relu(x), None, length=2)
     z = jax.nn.relu(h - .2)
-    return z - h, h[:1] * 3 - z[:1]
+    return z - h
   box = box_around(jnp.asarray([.3, -.2, .1, .5]), .2)
   found = jax.jit(alpha_crown(f, steps=1, chunk=1))(box)
-  assert all(contains(a, b, 1e-12) for a, b in zip(crown(f)(box), found, strict=True))
+  assert contains(jax.jit(crown(f))(box), found, 1e-12)
