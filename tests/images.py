@@ -3,6 +3,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from jax import lax
 
@@ -81,6 +82,14 @@ def between(name):
   def f(x):
     return conv(LAYERS[name](jax.nn.relu(conv(x, 1, padding='SAME')), 3), 5, 2, padding=[(1, 0), (0, 1)])
   return f
+
+
+# Moved, padded and joined as others of them are: these wait for `make test-all`.
+ALIKE = {'same', 'dilated', 'point', 'tanh', 'cropped', 'residual', 'below', 'from the left', 'by columns', 'expanded'}
+
+
+def sparingly(names=LAYERS) -> list:
+  return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in names]
 
 
 SEEDS = st.integers(0, 9)
