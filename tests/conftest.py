@@ -3,17 +3,19 @@ import os
 import pathlib
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Commands that tests start share what they compile; tests themselves compile everything.
+# Commands that tests start share what they compile, without optimisations; tests themselves compile everything.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled')
-# Without the second, jaxlib 0.10.2 computes wrong values (ibpjax/compiling.py).
+# Without the second, jaxlib 0.10.2 computes wrong values (ibpjax/compiling.py); two processes compile at once anyway.
 os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=2 '
-                           '--xla_cpu_experimental_ynn_fusion_type=')
+                           '--xla_cpu_experimental_ynn_fusion_type= --xla_cpu_parallel_codegen_split_count=1')
 
 import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_compilation_cache_dir', None)
+jax.config.update('jax_disable_most_optimizations', False)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 

@@ -1,13 +1,11 @@
 """What training does to bounds: growth and states by hand, tightness where it is known, and both in a run's files."""
 import json
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_house import ROOT
 
 from ibpjax import ibp, linf_ball
 from ibpjax.verification.analysis import layer_growth, propagation_tightness
@@ -59,10 +57,10 @@ def test_propagation_tightness():
 
 
 def test_a_trade_off_in_one_command(tmp_path):
-  command = [sys.executable, '-m', 'experiments.front', '--sweep=kappa_end', '--values=0,.9', f'--out={tmp_path}',
+  command = ['experiments.front', '--sweep=kappa_end', '--values=0,.9', f'--out={tmp_path}',
              '--methods=ibp', '--pgd=5x1', '--', '--model=mlp', '--hidden=16', '--epochs=3', '--warmup_epochs=0',
              '--ramp_epochs=1', '--eps=.05', '--batch_size=100', '--validation=500']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = commands.run(*command)
   assert done.returncode == 0, done.stderr
   for name in ('front.png', 'tradeoff.png', 'table.md', 'kappa_end=0/layers.png'):
     assert (tmp_path / name).stat().st_size > 100
@@ -74,6 +72,6 @@ def test_a_trade_off_in_one_command(tmp_path):
     assert all(len(numbers) == 1 for numbers in layers.values())
     assert layers['active'][0] + layers['inactive'][0] + layers['unstable'][0] == pytest.approx(1, abs=1e-5)
   command[-1:] = ['--kappa_end=1']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = commands.run(*command)
   assert done.returncode != 0
   assert '--kappa_end=1 is given behind --' in done.stdout + done.stderr

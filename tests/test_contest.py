@@ -1,8 +1,8 @@
 """Measuring beside another library: both in processes of their own, the absent one with its reason."""
 import json
-import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 
@@ -39,8 +39,7 @@ def test_a_library_that_is_killed_in_a_later_round_is_reported(tmp_path):
 def test_every_method_of_ours_runs(method, tmp_path):
   requests = [dict(do='build', net='mlp', method=method, batch=2, eps=.01, out=str(tmp_path / 'out.npy')),
               dict(do='run'), dict(do='unstable')]
-  done = subprocess.run([sys.executable, '-m', 'experiments.versus', 'ibpjax'], cwd=contest.ROOT, text=True,
-                        capture_output=True, timeout=200, input='\n'.join(map(json.dumps, requests)) + '\n')
+  done = commands.run('experiments.versus', 'ibpjax', given='\n'.join(map(json.dumps, requests)) + '\n')
   assert done.returncode == 0, done.stderr
   built, ran, asked = map(json.loads, done.stdout.splitlines())
   assert built['build'] > 0 < ran['cpu']

@@ -4,9 +4,8 @@ import pathlib
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,15 +277,10 @@ def test_radii_are_numbers_or_fractions():
       radius(wrong)
 
 
-def command(*words):
-  full = [sys.executable, '-m', *map(str, words)]
-  return subprocess.run(full, capture_output=True, text=True, cwd=ROOT, timeout=300)
-
-
 @pytest.mark.parametrize(('flag', 'message'), [
     ('--eps=8/255,8', 'so write 8/255 and not 8'), ('--pgd=40', 'write steps x restarts')])
 def test_bad_flags_are_one_clear_error(flag, message):
-  done = command('experiments.certify', flag)
+  done = commands.run('experiments.certify', flag)
   assert done.returncode != 0
   assert message in done.stderr + done.stdout
 
@@ -312,7 +306,7 @@ def test_compare(tmp_path):
   for seed, verified in enumerate((10, 14, 15)):
     write_run(tmp_path / 'c' / f'seed{seed}', 4, verified, seed=seed)
   folders = [tmp_path / name for name in ('a', 'b', 'c')]
-  done = command('experiments.compare', f'--runs={",".join(map(str, folders))}', f'--out={tmp_path}/out')
+  done = commands.run('experiments.compare', f'--runs={",".join(map(str, folders))}', f'--out={tmp_path}/out')
   assert done.returncode == 0, done.stderr
   text = (tmp_path / 'out' / 'table.md').read_text()
   assert text in done.stdout
@@ -328,7 +322,7 @@ def test_compare(tmp_path):
     assert (tmp_path / 'out' / picture).read_bytes().startswith(b'\x89PNG')
 
   (tmp_path / 'nothing').mkdir()
-  done = command('experiments.compare', f'--runs={tmp_path}/a,{tmp_path}/nothing', f'--out={tmp_path}/other')
+  done = commands.run('experiments.compare', f'--runs={tmp_path}/a,{tmp_path}/nothing', f'--out={tmp_path}/other')
   assert done.returncode != 0
   assert 'nothing is not the folder of a run' in done.stderr
   assert not (tmp_path / 'other').exists()
@@ -337,12 +331,12 @@ def test_compare(tmp_path):
 def test_seeds_of_unlike_runs_are_not_averaged(tmp_path):
   for seed, model in enumerate(('mlp', 'cnn7')):
     write_run(tmp_path / f'seed{seed}', 4, 10, seed=seed, model=model)
-  done = command('experiments.compare', f'--runs={tmp_path}/seed0,{tmp_path}/seed1', f'--out={tmp_path}/out')
+  done = commands.run('experiments.compare', f'--runs={tmp_path}/seed0,{tmp_path}/seed1', f'--out={tmp_path}/out')
   assert done.returncode != 0
   assert 'differ in --model' in done.stderr
   write_run(tmp_path / 'other' / 'seed0', 4, 10)
   write_run(tmp_path / 'other' / 'seed1', 4, 10, seed=1, split='validation')
-  done = command('experiments.compare', f'--runs={tmp_path}/other', f'--out={tmp_path}/out')
+  done = commands.run('experiments.compare', f'--runs={tmp_path}/other', f'--out={tmp_path}/out')
   assert done.returncode != 0
   assert 'differ in how they were certified: split' in done.stderr
 

@@ -313,13 +313,14 @@ def gru(xs):
 def gated(xs):
   """The same of a cell with one gate, which compiles in a third of the time."""
   def step(h, x):
-    a, b, c, d, *_ = map(jnp.asarray, WEIGHTS)
+    a, b, _, d, *_ = map(jnp.asarray, WEIGHTS)
     h = jax.nn.sigmoid(a @ x) * jnp.tanh(d @ h + b @ x)
     return h, h.sum()
   return jax.lax.scan(step, jnp.zeros(5), xs)
 
 
-@pytest.mark.parametrize(('cell', 'steps'), [(gated, 3), *(pytest.param(gru, n, marks=pytest.mark.slow) for n in (1, 20))])
+@pytest.mark.parametrize(('cell', 'steps'), [
+    (gated, 3), *(pytest.param(gru, n, marks=pytest.mark.slow) for n in (1, 20))])
 def test_scans_are_walked_through(cell, steps):
   x = np.random.default_rng(9).normal(size=(steps, 3))
   for reverse in (False, True):

@@ -6,8 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import AFFINE, CASES, ELEMENTWISE, NONLINEAR, REGROUPED, centre_of, keys_of, regrouped, sparingly, traced
-from checks import box_around, contains, differences, extremal, holds, in_batches, inside, leaves, samples
-from checks import shrunk, widest_ratio
+from checks import (
+  box_around,
+  contains,
+  differences,
+  extremal,
+  holds,
+  in_batches,
+  inside,
+  leaves,
+  samples,
+  shrunk,
+  widest_ratio,
+)
 from jax import lax
 from jax.extend.core import primitives as P
 

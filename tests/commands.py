@@ -1,0 +1,58 @@
+"""Commands as users start them, without the seconds in which each imports JAX and its company again.
+
+A server process has imported these libraries, none of ours, and started no backend; for each command it forks.
+"""
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+from multiprocessing import reduction
+
+ROOT = pathlib.Path(__file__).parent.parent
+_SERVER = multiprocessing.get_context('forkserver')
+_SERVER.set_forkserver_preload(['jax', 'jax.numpy', 'flax.nnx', 'optax', 'orbax.checkpoint', 'scipy.optimize',
+                                'tensorboardX', 'grain', 'absl.app'])
+
+
+def run(module, *flags, given='', timeout=300):
+  """`python -m module flags` in the root of the project, with a text to read; its exit status and what it printed."""
+  return _forked(timeout, given, runpy.run_module, module, flags)
+
+
+def run_code(code, timeout=300):
+  """`python -c code` in the root of the project."""
+  with tempfile.NamedTemporaryFile('w', suffix='.py') as file:
+    file.write(code)
+    file.flush()
+    return _forked(timeout, '', runpy.run_path, file.name, ())
+
+
+def _forked(timeout, given, runner, name, flags):
+  with contextlib.ExitStack() as stack:
+    files = [stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(3)]
+    files[0].write(given)
+    files[0].seek(0)
+    passed = [reduction.DupFd(f.fileno()) for f in files]
+    process = _SERVER.Process(target=_command, args=(passed, runner, name, [str(f) for f in flags]))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+      process.kill()
+      raise subprocess.TimeoutExpired(name, timeout)
+    for file in files:
+      file.seek(0)
+    return subprocess.CompletedProcess([name, *flags], process.exitcode, files[1].read(), files[2].read())
+
+
+def _command(files, runner, name, flags):
+  for number, file in enumerate(files):
+    os.dup2(file.detach(), number)
+  sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gives its processes none
+  os.chdir(ROOT)
+  sys.path.insert(0, os.fspath(ROOT))
+  sys.argv = [name, *flags]
+  runner(name, run_name='__main__')
