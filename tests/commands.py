@@ -18,9 +18,20 @@ _SERVER.set_forkserver_preload(['jax', 'jax.numpy', 'flax.nnx', 'optax', 'orbax.
                                 'tensorboardX', 'grain', 'absl.app'])
 
 
-def run(module, *flags, given='', timeout=300):
-  """`python -m module flags` in the root of the project, with a text to read; its exit status and what it printed."""
-  return _forked(timeout, given, runpy.run_module, module, flags)
+def run(module, *flags, given='', environment=(), timeout=300):
+  """`python -m module flags` in the root of the project.
+
+  Args:
+    given: what it reads from its standard input.
+    environment: variables that JAX reads when it starts a backend; others it has read when it was imported.
+  Returns its exit status and what it printed.
+  """
+  return _forked(runpy.run_module, module, flags, given, environment, timeout)
+
+
+def run_file(path, *arguments, environment=(), timeout=300):
+  """`python path arguments` in the root of the project."""
+  return _forked(runpy.run_path, os.fspath(path), arguments, '', environment, timeout)
 
 
 def run_code(code, timeout=300):
@@ -28,16 +39,17 @@ def run_code(code, timeout=300):
   with tempfile.NamedTemporaryFile('w', suffix='.py') as file:
     file.write(code)
     file.flush()
-    return _forked(timeout, '', runpy.run_path, file.name, ())
+    return run_file(file.name, timeout=timeout)
 
 
-def _forked(timeout, given, runner, name, flags):
+def _forked(runner, name, flags, given, environment, timeout):
+  flags = [str(f) for f in flags]
   with contextlib.ExitStack() as stack:
     files = [stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(3)]
     files[0].write(given)
     files[0].seek(0)
     passed = [reduction.DupFd(f.fileno()) for f in files]
-    process = _SERVER.Process(target=_command, args=(passed, runner, name, [str(f) for f in flags]))
+    process = _SERVER.Process(target=_command, args=(passed, runner, name, flags, dict(environment)))
     process.start()
     process.join(timeout)
     if process.is_alive():
@@ -48,10 +60,11 @@ def _forked(timeout, given, runner, name, flags):
     return subprocess.CompletedProcess([name, *flags], process.exitcode, files[1].read(), files[2].read())
 
 
-def _command(files, runner, name, flags):
+def _command(files, runner, name, flags, environment):
   for number, file in enumerate(files):
     os.dup2(file.detach(), number)
   sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gives its processes none
+  os.environ.update(environment)
   os.chdir(ROOT)
   sys.path.insert(0, os.fspath(ROOT))
   sys.argv = [name, *flags]

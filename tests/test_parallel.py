@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,19 +20,18 @@ from ibpjax.training import parallel
 HERE = pathlib.Path(__file__).parent
 
 
-def run(devices, *arguments):
+def run(devices, runner, *arguments):
   flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
-  done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=HERE.parent, timeout=600,
-                        env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'))
+  done = runner(*arguments, environment=dict(XLA_FLAGS=flags), timeout=600)
   assert done.returncode == 0, done.stderr
   return done.stdout
 
 
 def on_eight_devices(script, *arguments):
-  return json.loads(run(8, HERE / script, *arguments).splitlines()[-1])
+  return json.loads(run(8, commands.run_file, HERE / script, *arguments).splitlines()[-1])
 
 
-@pytest.mark.parametrize('objective', ['ibp', 'crown-ibp', 'shi', 'emma'])
+@pytest.mark.parametrize('objective', [pytest.param('ibp', marks=pytest.mark.slow), 'crown-ibp', 'shi', 'emma'])
 def test_twenty_steps_are_those_of_one_device(objective):
   """Under jit on a mesh, with states cut over it, and under pmap: losses and parameters in float64."""
   found = on_eight_devices('parallel_steps.py', objective, 'float64')
@@ -40,6 +40,7 @@ def test_twenty_steps_are_those_of_one_device(objective):
   assert max(map(max, found.values())) < 1e-9
 
 
+@pytest.mark.slow
 def test_in_float32_losses_are_near():
   found = on_eight_devices('parallel_steps.py', 'shi', 'float32')
   assert found.pop('moved') > .01
@@ -108,7 +109,7 @@ def test_one_device_is_a_mesh_too():
   np.testing.assert_array_equal(parallel.gathered(dict(x=x, y=3))['x'], np.arange(8.))
 
 
-TRAIN = ['-m', 'experiments.train', '--model=mlp', '--hidden=32', '--epochs=2', '--warmup_epochs=0', '--ramp_epochs=1',
+TRAIN = ['experiments.train', '--model=mlp', '--hidden=32', '--epochs=2', '--warmup_epochs=0', '--ramp_epochs=1',
          '--batch_size=64', '--eps=.05', '--regularizer_weight=.5']
 
 
@@ -120,7 +121,7 @@ def metrics(folder):
 def one(tmp_path_factory):
   """What a run on one device measures."""
   folder = tmp_path_factory.mktemp('one') / 'run'
-  run(1, *TRAIN, f'--out={folder}')
+  run(1, commands.run, *TRAIN, f'--out={folder}')
   return metrics(folder)
 
 
@@ -133,8 +134,9 @@ def same(found, expected):
 
 @pytest.mark.xdist_group('parallel')
 def test_a_run_of_eight_devices_goes_on_with_one(one, tmp_path):
-  assert 'the same command goes on' in run(8, *TRAIN, '--fsdp', '--max_minutes=0', f'--out={tmp_path}/run')
-  run(1, *TRAIN, f'--out={tmp_path}/run')
+  said = run(8, commands.run, *TRAIN, '--fsdp', '--max_minutes=0', f'--out={tmp_path}/run')
+  assert 'the same command goes on' in said
+  run(1, commands.run, *TRAIN, f'--out={tmp_path}/run')
   same(metrics(tmp_path / 'run'), one)
 
 
@@ -151,8 +153,8 @@ def processes(command, out=subprocess.DEVNULL):
 
 def training(folder, *flags):
   """Two processes that train together."""
-  return processes(lambda address, i: [*TRAIN, f'--coordinator={address}', '--processes=2', f'--process={i}', *flags,
-                                       f'--out={folder}'])
+  return processes(lambda address, i: ['-m', *TRAIN, f'--coordinator={address}', '--processes=2', f'--process={i}',
+                                       *flags, f'--out={folder}'])
 
 
 @pytest.mark.xdist_group('parallel')
@@ -198,4 +200,4 @@ def test_two_processes_one_of_them_killed(one, tmp_path):
 
 def test_batches_that_devices_do_not_divide_are_refused():
   with pytest.raises(AssertionError, match='8 devices do not divide the 30 examples'):
-    run(8, '-m', 'experiments.train', '--model=mlp', '--batch_size=30')
+    run(8, commands.run, 'experiments.train', '--model=mlp', '--batch_size=30')
