@@ -45,7 +45,8 @@ def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
   xs = list(map(as_interval, operands))
   dtype = eqn.outputs[0].dtype
   if jnp.issubdtype(dtype, jnp.unsignedinteger) and eqn.key in (P.sub_p, P.neg_p):
-    raise unsupported(eqn, 'may leave the unsigned integers at 0. Use signed integers or floats')
+    raise unsupported(eqn, 'may leave the unsigned integers at 0 (positions of perturbed values among sorted ones, as '
+                           'in jnp.interp, do). Use signed integers or floats')
   magnitudes = [jnp.maximum(jnp.abs(_real(x.lower)), jnp.abs(_real(x.upper))) for x in xs]
   if eqn.key in _SUMS:
     out, = ends(eqn, operands)

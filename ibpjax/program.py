@@ -150,13 +150,13 @@ def _merging_key(primitive: jex.Primitive, params: dict[str, Any], inputs: Seque
 class _Builder:
   """Collects equations while nested code is entered; knows which values are perturbed."""
 
-  def __init__(self, keep: Callable[[dict[str, Any]], Any] = lambda params: None) -> None:
+  def __init__(self, keep: Callable[[dict[str, Any]], Any] = lambda params: None, caller: Any = None) -> None:
     self.keep = keep
     self.equations: list[Equation] = []
     self.constants: dict[int, Any] = {}
     self.perturbed: set[int] = set()
     self.next_id = 0
-    self.caller: Any = None  # the source of the call into jax's own code that is being entered
+    self.caller = caller  # the source of the call into jax's own code that is being entered
     self.made: dict[Any, Any] = {}  # what has been computed already, so that it is one value wherever it occurs
 
   def value(self, shape, dtype, *, perturbed: bool) -> Value:
@@ -224,9 +224,7 @@ class _Builder:
       if not any(map(self.is_perturbed, inputs)):
         outputs = self.emit(eqn, inputs)
       elif not (eqn.primitive is P.jit_p and self.keep(eqn.params)) and (body := versions.called(eqn)) is not None:
-        caller = self.caller
-        if caller is None and _internal(body):
-          self.caller = eqn.source_info
+        caller, self.caller = self.caller, self.caller_in(eqn, body)
         outputs = self.inline(*versions.parts(body), inputs)
         self.caller = caller
       elif (loop := versions.loop(eqn)) is not None:
@@ -246,13 +244,21 @@ class _Builder:
       env.update(zip(eqn.outvars, outputs, strict=True))
     return [self.read(env, v) for v in jaxpr.outvars]
 
+  def caller_in(self, eqn: jex.JaxprEqn, code: Any) -> Any:
+    """The source that equations of code that `eqn` runs have, where it is jax's own; None where they have theirs."""
+    return eqn.source_info if self.caller is None and _internal(code) else self.caller
+
+  def build(self, eqn: jex.JaxprEqn, code: Any, perturbed: Sequence[bool]) -> Program:
+    """The program of code that `eqn` repeats or chooses."""
+    return _build(code, perturbed, caller=self.caller_in(eqn, code))
+
   def loop(self, eqn: jex.JaxprEqn, loop: versions.Scan | versions.While, inputs: Sequence[Value]) -> tuple[Value, ...]:
     """A scan or a while as one equation. A carry is perturbed if it starts so or if a step makes it so."""
     skip = loop.skip if isinstance(loop, versions.While) else 0
     flags = [self.is_perturbed(v) for v in inputs[skip:]]
     first, last = loop.first, loop.last if isinstance(loop, versions.Scan) else len(flags)
     while True:
-      body = _build(loop.body, flags)
+      body = self.build(eqn, loop.body, flags)
       out = [v.id in body.perturbed for v in body.outputs]
       carry = [a or b for a, b in zip(flags[first:last], out[:last - first])]
       if carry == flags[first:last]:
@@ -260,7 +266,7 @@ class _Builder:
       flags[first:last] = carry
     bodies: tuple[Program, ...] = (body,)
     if isinstance(loop, versions.While):
-      test = _build(loop.test, [*map(self.is_perturbed, inputs[:skip]), *carry])
+      test = self.build(eqn, loop.test, [*map(self.is_perturbed, inputs[:skip]), *carry])
       bodies = test, body
     return self.emit(eqn, inputs, bodies, [*carry, *out[last - first:]], loop)
 
@@ -268,15 +274,15 @@ class _Builder:
     """A cond or switch as one equation; every output may depend on a perturbed predicate."""
     which, *operands = inputs
     flags = list(map(self.is_perturbed, operands))
-    branches = tuple(_build(code, flags) for code in codes)
+    branches = tuple(self.build(eqn, code, flags) for code in codes)
     perturbed = [self.is_perturbed(which) or any(b.outputs[i].id in b.perturbed for b in branches)
                  for i in range(len(eqn.outvars))]
     return self.emit(eqn, inputs, branches, perturbed)
 
 
-def _build(code: Any, perturbed: Sequence[bool],
-           keep: Callable[[dict[str, Any]], Any] = lambda params: None) -> Program:
-  builder, (jaxpr, consts) = _Builder(keep), versions.parts(code)
+def _build(code: Any, perturbed: Sequence[bool], keep: Callable[[dict[str, Any]], Any] = lambda params: None,
+           caller: Any = None) -> Program:
+  builder, (jaxpr, consts) = _Builder(keep, caller), versions.parts(code)
   inputs = tuple(builder.value(_aval(v).shape, _aval(v).dtype, perturbed=p)
                  for v, p in zip(jaxpr.invars, perturbed, strict=True))
   outputs = tuple(builder.inline(jaxpr, consts, inputs))

@@ -269,3 +269,8 @@ def test_elements_taken_by_columns(method):
   bounds = jax.jit(method(f))(box)
   assert holds(bounds, jax.vmap(f)(samples(box, 300)), 1e-5)
   assert float(bounds.width.max()) < .2
+
+
+def test_what_jax_does_in_a_loop_is_blamed_on_the_line_that_called_it():
+  with pytest.raises(NotImplementedError, match=r'as in jnp\.interp.*\n  at .*test_program\.py:\d+ \(test_what'):
+    ibp(lambda x: jnp.interp(x, jnp.arange(3.), jnp.arange(3.)))(BOX)
