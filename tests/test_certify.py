@@ -61,7 +61,7 @@ def test_linear_methods_verify_more_than_interval_bounds():
   assert int(found['ibp'].verified.sum()) < int(found['crown-ibp'].verified.sum()) <= int(found['crown'].verified.sum())
 
 
-@pytest.mark.parametrize('method', ['ibp', 'crown', 'alpha-crown'])
+@pytest.mark.parametrize('method', ['ibp', 'crown', pytest.param('alpha-crown', marks=pytest.mark.slow)])
 def test_certified_radii(method):
   """Each is certified itself, a little more is not; and points that attacks find lie beyond."""
   params = params_of()

@@ -81,13 +81,17 @@ def test_rows_through_convolutions_of_any_geometry():
     def f(x, kernel=kernel, strides=strides, padding=padding):
       return lax.conv_general_dilated(x[None], kernel, tuple(map(int, strides)), padding,
                                       dimension_numbers=('NHWC', 'HWIO', 'NHWC'))[0]
-    x = jnp.asarray(rng.normal(size=(*size, 2)))
-    out, pull = jax.vjp(f, x)
-    row = jnp.asarray(rng.normal(size=out.shape))
-    found, (at_input,) = crown(f, rows=row[None])(linf_ball(x, .1)), pull(row)
-    radius = .1 * jnp.abs(at_input).sum()
-    np.testing.assert_allclose(found.lower[0], jnp.vdot(row, out) - radius, atol=1e-10)
-    np.testing.assert_allclose(found.upper[0], jnp.vdot(row, out) + radius, atol=1e-10)
+    x = rng.normal(size=(*size, 2))
+    row = rng.normal(size=jax.eval_shape(f, x).shape)
+
+    @jax.jit
+    def run(x, row, f=f):
+      out, pull = jax.vjp(f, x)
+      return crown(f, rows=row[None])(linf_ball(x, .1)), out, *pull(row)
+    found, out, at_input = run(x, row)
+    radius = .1 * np.abs(at_input).sum()
+    np.testing.assert_allclose(found.lower[0], np.vdot(row, out) - radius, atol=1e-10)
+    np.testing.assert_allclose(found.upper[0], np.vdot(row, out) + radius, atol=1e-10)
     padded += max(map(max, padding)) > 0
   assert padded > 8
 

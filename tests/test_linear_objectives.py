@@ -37,8 +37,10 @@ def loss_of(model, objective, eps=EPS):
 
 
 @pytest.mark.usefixtures('promotion')
-@pytest.mark.parametrize(('make', 'name'), [*((classifier, name) for name in OBJECTIVES), (convolutional, 'crown-ibp'),
-                                            (functools.partial(classifier, nn.ParamRamp), 'crown-ibp')])
+@pytest.mark.parametrize(('make', 'name'), [
+    *((classifier, name) for name in OBJECTIVES),
+    pytest.param(convolutional, 'crown-ibp', marks=pytest.mark.slow),
+    pytest.param(functools.partial(classifier, nn.ParamRamp), 'crown-ibp', marks=pytest.mark.slow)])
 def test_training_lowers_the_loss(make, name):
   """With beta from 1 to 0, as published; gradients are numbers at every step."""
   eps = training.linear(EPS, 2, 20)
@@ -69,13 +71,16 @@ def test_at_radius_zero_it_is_the_natural_loss(name):
 def test_a_mixture_is_of_bounds():
   model = classifier()
   one = lambda m, x, label: margins(m(x[None])[0], label)
-  over = lambda method: jax.vmap(method, (None, 0, 0))(model, linf_ball(IMAGES, EPS, 0., 1.), LABELS).lower
+  over = lambda method: jax.jit(jax.vmap(method, (None, 0, 0)))(model, linf_ball(IMAGES, EPS, 0., 1.), LABELS).lower
   plain, linear, lbp = over(ibp(one, elide=True)), over(crown(one, intermediate='ibp')), over(
       crown(one, intermediate='lbp'))
   for intermediate, found in (('ibp', linear), ('lbp', lbp)):
+    @jax.jit
+    def mixed(m, beta, intermediate=intermediate):
+      return training.crown_objective(batched(lambda m, x: m(x)), m, m(IMAGES), IMAGES, LABELS, EPS, KEY,
+                                      beta=lambda e: beta, intermediate=intermediate)
     for beta in (0., .25, 1.):
-      objective = functools.partial(training.crown_objective, beta=lambda e, b=beta: b, intermediate=intermediate)
-      loss, metrics = loss_of(model, objective)
+      loss, metrics = mixed(model, beta)
       lower = beta * found + (1 - beta) * plain
       assert float(loss) == pytest.approx(float(training.robust_loss(lower)), rel=1e-5)
       assert float(metrics['verified_error']) == pytest.approx(float(jnp.mean(lower.min(-1) <= 0)))

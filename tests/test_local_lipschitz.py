@@ -60,14 +60,13 @@ NETWORKS = {**{name: (functools.partial(mlp, f), VECTOR) for name, f in ACTIVATI
 METHODS = dict(ibp=ibpjax.ibp, crown=ibpjax.crown)
 
 
-def sampled(f, box, count=400):
+def sampled(jacobian, box, count=400):
   """Points of a box, half of them corners, and the Jacobians at these."""
   rng = np.random.default_rng(1)
   t = rng.uniform(size=(count, *box.shape))
   t[::2] = np.round(t[::2])
   xs = jnp.asarray(np.asarray(box.lower) + np.asarray(box.width) * t)
-  jacobians = jax.jit(jax.vmap(jax.jacrev(f)))(xs)
-  return xs, np.asarray(jacobians).reshape(count, -1, box.size)
+  return xs, np.asarray(jacobian(xs)).reshape(count, -1, box.size)
 
 
 @pytest.mark.parametrize(('name', 'method'), [(name, 'ibp') for name in NETWORKS] + [
@@ -75,11 +74,13 @@ def sampled(f, box, count=400):
 def test_what_is_sampled_lies_inside(name, method):
   f, shape = NETWORKS[name]
   centre = jnp.asarray(.5 * np.random.default_rng(2).normal(size=shape))
-  lengths = {p: local_lipschitz(f, p=p, method=METHODS[method]) for p in (1, 2, np.inf)}
+  norms = (1, 2, np.inf) if name in ('relu', 'pooled', 'attention') else (2,)
+  lengths = {p: local_lipschitz(f, p=p, method=METHODS[method]) for p in norms}
+  values, jacobian = (jax.jit(jax.vmap(g)) for g in (f, jax.jacrev(f)))
   run = jax.jit(lambda box: (jacobian_bounds(f, method=METHODS[method])(box), {p: g(box) for p, g in lengths.items()}))
   for eps in (1e-7, .03, .3):
     box = ibpjax.linf_ball(centre, eps)
-    xs, jacobians = sampled(f, box)
+    xs, jacobians = sampled(jacobian, box)
     found, lengthened = run(box)
     assert found.shape == (*jax.eval_shape(f, centre).shape, *shape)
     lower, upper = (np.asarray(x).reshape(jacobians.shape[1:]) for x in (found.lower, found.upper))
@@ -87,7 +88,7 @@ def test_what_is_sampled_lies_inside(name, method):
     assert np.all(jacobians <= upper + 1e-9)
     if eps < 1e-6:  # not vacuous: no kinks are near
       assert np.max(upper - lower) < 1e-3
-    ys = np.asarray(jax.jit(jax.vmap(f))(xs)).reshape(len(xs), -1)
+    ys = np.asarray(values(xs)).reshape(len(xs), -1)
     dx, dy = np.asarray(xs[1:] - xs[:-1]).reshape(len(xs) - 1, -1), ys[1:] - ys[:-1]
     for p, length in lengthened.items():
       reached = max(np.linalg.norm(j, p) for j in jacobians)
@@ -102,7 +103,7 @@ def test_crown_is_tighter_and_both_are_tighter_than_global_ones(name):
   f, shape = NETWORKS[name]
   box = ibpjax.linf_ball(jnp.asarray(.5 * RNG.normal(size=shape)), .05)
   wide, narrow = (float(jax.jit(local_lipschitz(f, method=m))(box)) for m in METHODS.values())
-  _, jacobians = sampled(f, box)
+  _, jacobians = sampled(jax.jit(jax.vmap(jax.jacrev(f))), box)
   reached = max(np.linalg.norm(j, 2) for j in jacobians)
   assert reached <= narrow <= wide
   assert narrow < 2 * reached
@@ -117,8 +118,8 @@ def test_liresnets_have_local_bounds():
   model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.float64), state))
   f = functools.partial(lambda model, x: model(x[None])[0], model)
   box = ibpjax.linf_ball(jnp.asarray(RNG.uniform(.2, .8, size=(6, 6, 1))), 1e-5)
-  found = float(local_lipschitz(f)(box))
-  _, jacobians = sampled(f, box)
+  found = float(jax.jit(local_lipschitz(f))(box))
+  _, jacobians = sampled(jax.jit(jax.vmap(jax.jacrev(f))), box)
   assert max(np.linalg.norm(j, 2) for j in jacobians) <= found < ibpjax.lipschitz(f)(box.centre).value
 
 
