@@ -27,7 +27,8 @@ compiled = dict(fast=False)
 
 
 def pytest_collection_modifyitems(items):
-  """Tests of one case go to one worker (--dist=loadgroup), which compiles it once."""
+  """Tests of one case go to one worker (--dist=loadgroup), which compiles it once; those with optimisations go last."""
+  items.sort(key=lambda item: item.get_closest_marker('optimized') is not None)
   for item in items:
     name = getattr(item, 'callspec', None) and item.callspec.params.get('name')
     if isinstance(name, str):

@@ -168,7 +168,7 @@ def test_balls_loops_and_functions_without_slopes():
   box = box_around(x, .2)
   found = jax.jit(alpha_crown(loop, steps=3))(box)
   assert contains(jax.jit(crown(loop))(box), found, 1e-12)
-  assert holds(found, jax.vmap(loop)(samples(box, 2000)))
+  assert holds(found, jax.jit(jax.vmap(loop))(samples(box, 2000)))
   affine = jax.jit(alpha_crown(lambda x: (3 * x, x[0] - x[1])))(box)
   assert contains(affine, ibp(lambda x: (3 * x, x[0] - x[1]), elide=True)(box), 1e-12)
 

@@ -155,7 +155,7 @@ def test_overlapping_max_pooling():
 def test_normalised_values_stay_within_the_root_of_their_number(radius, width):
   layer = nnx.LayerNorm(width, use_bias=False, use_scale=False, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
   x = box_around(jnp.asarray(np.random.default_rng(0).normal(size=width)), radius)
-  bound, values = ibp(layer)(x), jax.vmap(layer)(samples(x, 6_000))
+  bound, values = ibp(layer)(x), jax.jit(jax.vmap(layer))(samples(x, 6_000))
   assert holds(bound, values)
   assert float(jnp.maximum(-bound.lower, bound.upper).max()) <= (width - 1) ** .5
   if radius == 1e-3 and width > 2:
@@ -177,7 +177,7 @@ def test_normalised_attention_is_of_the_order_of_one(depth, radius):
 
   x = box_around(jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 8))), radius)
   bound = ibp(f)(x)
-  assert holds(bound, jax.vmap(f)(samples(x, 600)), 1e-6)
+  assert holds(bound, jax.jit(jax.vmap(f))(samples(x, 600)), 1e-6)
   assert float(jnp.maximum(-bound.lower, bound.upper).max()) <= 7 ** .5 + 1e-6
   if depth == 1 and radius == 1e-3:
     assert float(bound.width.max()) < .2

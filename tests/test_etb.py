@@ -262,7 +262,7 @@ def test_thresholds_other_than_zero():
   f = lambda x: jnp.array([[1., -2., .5]]) @ jnp.maximum(c, 2 * x)
   for centre in (jnp.array([-.2, .1, .3]), jnp.array([2., -3., .1])):
     box = box_around(centre, .4)
-    values = jax.vmap(f)(samples(box, 500))
+    values = jax.jit(jax.vmap(f))(samples(box, 500))
     for options in COMPANIONS.values():
       bound = etb_companion(f, **options)(box).sound
       assert holds(bound, values)
@@ -276,7 +276,7 @@ def test_several_maxima_on_one_value():
                lambda x: jax.nn.relu(x) - jnp.maximum(-.3, x) + jnp.maximum(x, -jnp.inf)]
   box = Interval(jnp.full(3, -1.), jnp.full(3, 1.))
   for f in functions:
-    values = jax.vmap(f)(samples(box, 300))
+    values = jax.jit(jax.vmap(f))(samples(box, 300))
     for options in COMPANIONS.values():
       bound = etb_companion(f, **options)(box).sound
       assert holds(bound, values)

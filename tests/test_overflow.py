@@ -80,8 +80,9 @@ EXPONENTIALS = {
 }
 
 
-@pytest.mark.parametrize('name', EXPONENTIALS)
-@pytest.mark.parametrize('shift', SHIFTS)
+@pytest.mark.parametrize(('name', 'shift'), [
+    pytest.param(name, shift, marks=[] if name == 'softmax' or shift in ('mean', 'greatest') else pytest.mark.slow)
+    for name in EXPONENTIALS for shift in SHIFTS])
 def test_exponents_that_are_not_shifted_by_their_greatest(name, shift):
   """Alone finds a group taken for safe from overflow because some greatest element is subtracted, if not its own."""
   f = lambda x: EXPONENTIALS[name](x, SHIFTS[shift](x))

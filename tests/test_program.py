@@ -83,7 +83,7 @@ def test_a_carry_that_becomes_perturbed_in_a_later_step_is_perturbed():
   def f(x):
     step = lambda c, _: ((x.sum(), c[0], c[1] + 0 * c[0]), c[2])
     return lax.scan(step, (jnp.float32(0), jnp.float32(1), jnp.float32(2)), length=4)
-  values = jax.vmap(f)(X[None] + .1 * jax.random.uniform(jax.random.key(0), (100, 3), minval=-1))
+  values = jax.jit(jax.vmap(f))(X[None] + .1 * jax.random.uniform(jax.random.key(0), (100, 3), minval=-1))
   bounds = ibp(f)(BOX)
   assert holds(bounds, values, 1e-5)
   assert max(float(b.width.max()) for b in leaves(bounds)) < 1.3
@@ -267,7 +267,7 @@ def test_elements_taken_by_columns(method):
     return jnp.cumsum(jax.nn.relu(jax.lax.reshape(x, (3, 3), (1, 0))), 0) + jnp.ravel(x ** 2, order='F').reshape(3, 3)
   box = linf_ball(jnp.asarray(np.random.default_rng(0).normal(size=(3, 3))), .01)
   bounds = jax.jit(method(f))(box)
-  assert holds(bounds, jax.vmap(f)(samples(box, 300)), 1e-5)
+  assert holds(bounds, jax.jit(jax.vmap(f))(samples(box, 300)), 1e-5)
   assert float(bounds.width.max()) < .2
 
 

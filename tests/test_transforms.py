@@ -48,7 +48,7 @@ def nnx_net():
 
 
 def check(bounds, f, box, relative=1e-5):
-  values = jax.vmap(f)(samples(box, 300))
+  values = jax.jit(jax.vmap(f))(samples(box, 300))
   assert holds(bounds, values, relative)
   middle = shrunk_to_nothing(bounds)
   assert not holds(middle, values, 1e-7)
@@ -243,7 +243,7 @@ def test_jacobian_of_a_relu_network_is_bounded():
   for radius in (1e-4, .05, .5):
     box = box_around(x, radius)
     bounds = ibp(f)(box)
-    assert holds(bounds, jax.vmap(f)(samples(box, 600)))
+    assert holds(bounds, jax.jit(jax.vmap(f))(samples(box, 600)))
   assert bounds.width.max() > .1  # some unit switched
   tiny = ibp(f)(box_around(x, 1e-9))
   np.testing.assert_allclose(tiny.lower, f(x), atol=1e-9)

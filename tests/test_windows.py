@@ -46,7 +46,7 @@ def test_random_networks_of_images(layers, seed):
   box = linf_ball(x, .05)
   agree(f, box)
   points = samples(box, 50, seed)
-  assert holds(jax.jit(crown(f))(box), jax.vmap(f)(points))
+  assert holds(jax.jit(crown(f))(box), jax.jit(jax.vmap(f))(points))
 
 
 @pytest.mark.parametrize('axes', [('NWC', 'WIO', 'NWC'), ('NDHWC', 'DHWIO', 'NDHWC')])
@@ -70,7 +70,7 @@ def test_images_seen_twice_and_kernels_that_are_perturbed():
   boxes = linf_ball(x, .02), linf_ball(kernel, .02)
   found = jax.jit(crown(f))(*boxes)
   points = [samples(b, 300, seed) for seed, b in enumerate(boxes)]
-  assert holds(found, jax.vmap(f)(*points))
+  assert holds(found, jax.jit(jax.vmap(f))(*points))
   agree(lambda x: conv(x, 1) + conv(x, 1)[::-1] + conv(x, 2), linf_ball(x, .1))
 
 
