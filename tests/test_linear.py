@@ -50,13 +50,13 @@ def values(name):
 def at(affine, points):
   """The values of an affine function of one array at many; NumPy compiles nothing."""
   a, axes = np.asarray(affine.coeffs[0]), points.ndim - 1
-  return affine.bias + np.tensordot(points, a, (range(1, axes + 1), range(a.ndim - axes, a.ndim)))
+  return np.asarray(affine.bias) + np.tensordot(points, a, (range(1, axes + 1), range(a.ndim - axes, a.ndim)))
 
 
 def extreme(affine, box, sign):
   """The least (-1) or greatest (+1) value of an affine function over a box."""
   a, n = np.asarray(affine.coeffs[0]), np.ndim(box.lower)
-  return affine.bias + np.tensordot(a, box.centre, n) + sign * np.tensordot(np.abs(a), box.radius, n)
+  return np.asarray(affine.bias) + np.tensordot(a, box.centre, n) + sign * np.tensordot(np.abs(a), box.radius, n)
 
 
 @pytest.mark.parametrize('name', sparingly(FLOATS))

@@ -15,7 +15,6 @@ from ibpjax.elementwise import Elementwise
 from ibpjax.program import trace
 from ibpjax.rounding import gamma
 
-pytestmark = pytest.mark.optimized
 RNG = np.random.default_rng(0)
 
 
@@ -93,11 +92,15 @@ SLOW = {('smooth', 'crown'), ('gates', 'crown'), ('gates', 'lbp'), ('deep', 'alp
 
 
 def pairs():
-  """A net and a method: all nets by IBP and CROWN; the other methods on a few, on all in `make test-all`."""
+  """A net and a method: all nets by IBP and CROWN; the other methods on a few, on all in `make test-all`.
+
+  By IBP and on those few with all optimisations, as users compile: rounding may depend on them.
+  """
   for name in NETS:
     for method in METHODS if name in BRIEFLY else [m for m in METHODS if m != 'alpha-crown']:
       sample = (method in ('ibp', 'crown') or name in BRIEFLY) and (name, method) not in SLOW
-      yield pytest.param(name, method, marks=[] if sample else pytest.mark.slow)
+      compiled = [pytest.mark.optimized] if method == 'ibp' or name in BRIEFLY else []
+      yield pytest.param(name, method, marks=compiled if sample else [*compiled, pytest.mark.slow])
 
 
 @pytest.mark.parametrize(('name', 'method'), [*pairs()])
