@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax.affine import centre_radius
-from ibpjax.interval import Interval, as_interval, is_set
+from ibpjax.interval import Interval, as_interval, is_set, unbounded
 
 
 def centre(x: Interval) -> Any:
@@ -131,7 +131,9 @@ class Blend(Composite):
     out = Interval(jnp.minimum(*(p.lower + q.lower for p, q in at)), jnp.maximum(*(p.upper + q.upper for p, q in at)))
     if not u:
       return out
-    return widened(out, 8 * u * (1 + largest(z)) * (largest(a) + largest(b)) + jnp.finfo(out.dtype).tiny)
+    terms = (1 + largest(z)) * (largest(a) + largest(b))
+    out = widened(out, 8 * u * terms + jnp.finfo(out.dtype).tiny)
+    return unbounded(out, ~(terms < float(jnp.finfo(out.dtype).max) / 2))  # of a + z (b - a), which is a blend too
 
   def curvature(self, operands):
     z, a, b = map(radius, map(as_interval, operands))

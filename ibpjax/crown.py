@@ -67,7 +67,7 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
       else:
         result = _bound_rows(program, back, rows, chunk)
         if round_outward:  # 0 times NaN is NaN
-          result = unbounded(result, jnp.any(is_unbounded(forward.env[program.outputs[0].id])))
+          result = unbounded(result, jnp.any(is_unbounded(honest(forward.env[program.outputs[0].id]))))
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import primitives as P
 from jax.interpreters import ad, batching, mlir
 
 from ibpjax.affine import centre_radius
 from ibpjax.functions import TABLE
-from ibpjax.interval import Interval
+from ibpjax.interval import Interval, concrete
 from ibpjax.lines import Lines, Steered, with_gradient_of
 from ibpjax.pinned import pin
 from ibpjax.program import Equation, rebind, unsupported
@@ -101,8 +102,10 @@ def unary(eqn: Equation, operands: Sequence[Any]) -> tuple[Elementwise, Callable
     # At ties the gradient follows jax.nn.relu (0), not lax.max (1/2): dead units and padded
     # images sit exactly on ties.
     c = known[0]
-    worse = jnp.less_equal if eqn.primitive is P.max_p else jnp.greater_equal  # NaN is kept
-    return rule, lambda v: jnp.where(worse(v, c), c, v), x, known
+    worse = jnp.less_equal if eqn.primitive is P.max_p else jnp.greater_equal
+    if concrete(c) and not np.isnan(c).any():
+      return rule, lambda v: jnp.where(worse(v, c), c, v), x, known
+    return rule, lambda v: jnp.where(worse(v, c) | jnp.isnan(c), c, v), x, known
 
   def fn(v):
     return rebind(eqn, *[v if i == slot else c for i, c in enumerate(operands)])[0]

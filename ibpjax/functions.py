@@ -252,6 +252,12 @@ def _hyperbola(k: Any, b: Any) -> Sequence[Any]:
   return (jnp.sqrt(jnp.maximum(b, 0)) * t / jnp.sqrt(1 - t * t),)
 
 
+def _hyperbola_computes(x: Interval, b: Any) -> Any:
+  """Where the root is real, and the square does not overflow."""
+  size = jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper))
+  return (b >= 0) & (size * size + b < jnp.inf)
+
+
 def _sparse_plus(k: Any) -> Sequence[Any]:
   return 2 * k - 1, -jnp.ones_like(k), jnp.ones_like(k)
 
@@ -310,7 +316,7 @@ TABLE: dict[Any, Row] = {
     jax.nn.hard_tanh: kinks(-1., 1., trend=1, roundings=0),
     jax.nn.hard_silu: Elementwise(_hard_silu, stationary=(-1.5, -3., 3.), limits=(0., np.inf), roundings=16,
                                   cancellation=8.),
-    hyperbola: Elementwise(_hyperbola, trend=1, defined=lambda x, b: jnp.broadcast_to(b >= 0, x.shape),
+    hyperbola: Elementwise(_hyperbola, trend=1, defined=_hyperbola_computes,
                            limits=(0., np.inf), roundings=16, cancellation=8.),
     jax.nn.sparse_plus: Elementwise(_sparse_plus, trend=1, limits=(0., np.inf), roundings=16, cancellation=8.),
 }

@@ -205,7 +205,7 @@ class Forward:
   def tightened(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, with the known infinite elements that it may have, and those that may be NaN."""
     if self.round_outward:
-      x = unbounded(x, is_unbounded(self.env[v.id]))
+      x = unbounded(x, is_unbounded(honest(self.env[v.id], v.id in self.masked)))
     if v.id not in self.masked:
       return x
     x, box = honest(x), self.env[v.id]

@@ -85,7 +85,8 @@ def angle(eqn: Equation, operands: Sequence[Any]) -> Interval:
   clear = (y.lower > 0) | (y.upper < 0) | (x.lower > 0)
   low, high = jnp.where(clear, x.lower, 1), jnp.where(clear, x.upper, 1)
   found = _hull_of([jnp.arctan2(a, b) for a in (y.lower, y.upper) for b in (low, high)], clear)
-  return Interval(jnp.where(clear, found.lower, -np.pi), jnp.where(clear, found.upper, np.pi))
+  out = Interval(jnp.where(clear, found.lower, -np.pi), jnp.where(clear, found.upper, np.pi))
+  return unbounded(out, jnp.isnan(y.lower) | jnp.isnan(x.lower))  # what is known may be NaN
 
 
 def contraction(eqn: Equation, operands: Sequence[Any]) -> Interval:
@@ -105,6 +106,12 @@ def _greater(a: Interval, b: Interval) -> Interval:
   return Interval(a.lower > b.upper, ~(a.upper <= b.lower))  # negated: NaN means "possibly"
 
 
+def _at_most(a: Interval, b: Interval) -> Interval:
+  """Not `_greater`: also false where one is NaN, for which the whole line stands."""
+  certain = (a.upper <= b.lower) & (a.upper < jnp.inf) & (b.lower > -jnp.inf)
+  return Interval(certain, ~(a.lower > b.upper))
+
+
 def _not(x: Interval) -> Interval:
   return Interval(~x.upper, ~x.lower)
 
@@ -118,8 +125,8 @@ _COMPARISONS: dict[Any, tuple[Callable[[Interval, Interval], Interval], bool]] =
     # primitive: (rule, its value when both sides are one value)
     P.gt_p: (_greater, False),
     P.lt_p: (lambda a, b: _greater(b, a), False),
-    P.ge_p: (lambda a, b: _not(_greater(b, a)), True),
-    P.le_p: (lambda a, b: _not(_greater(a, b)), True),
+    P.ge_p: (lambda a, b: _at_most(b, a), True),
+    P.le_p: (_at_most, True),
     P.eq_p: (_equal, True),
     P.ne_p: (lambda a, b: _not(_equal(a, b)), False),
 }

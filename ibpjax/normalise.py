@@ -146,6 +146,26 @@ class Normalise(Composite):
     return widened(as_interval(z), (radius * (count - 1) + around) / count), share, fewest, most
 
 
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """A known factor that is multiplied with the inverse of the root before what is normalised is.
+
+  NaN, of which there are no bounds, where that product may leave the range of floats, which a product with what is
+  normalised does not.
+
+  Attributes:
+    root: the least that the root may be.
+  """
+  root: float
+
+  def __call__(self, s):
+    info, size = jnp.finfo(s.dtype), jnp.abs(s)
+    greatest, tiny = float(info.max), float(info.tiny)
+    most = greatest / 2 * max(self.root, 2 * tiny ** .5)
+    least = tiny * greatest ** .5  # the root of squares that `image` knows is less
+    return jnp.where((s == 0) | ((size > least) & (size < most)), s, jnp.nan)
+
+
 def _root(a: Any) -> Any:
   """sqrt with derivative 0 at 0."""
   return jnp.where(a > 0, jnp.sqrt(jnp.where(a > 0, a, 1)), 0)

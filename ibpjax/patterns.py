@@ -16,7 +16,7 @@ from jax.extend.core import primitives as P
 from ibpjax import univariate
 from ibpjax.composites import Blend
 from ibpjax.graph import Graph, Groups, equation, follow, inverse
-from ibpjax.normalise import Normalise
+from ibpjax.normalise import Normalise, Scale
 from ibpjax.program import Equation, Program, Value, live
 from ibpjax.softmax_patterns import average, log_softmax, logsumexp, softmax
 
@@ -112,12 +112,16 @@ def normalisation(graph: Graph, eqn: Equation) -> list[Equation] | None:
       squares, inner, outer = found
       if not squares.groups.returned_by(squares.moves) or (of_mean is not None and not of_mean.same_as(squares.groups)):
         continue
+      if any(graph.perturbed(scale) for _, scale, _ in scales):  # its product with the root may overflow
+        continue
       key = Normalise(squares.groups, squares.centred, squares.factor, inner, outer, squares.fast)
       steps = [graph.new(eqn.outputs[0]) for _ in scales] + [eqn.outputs[0]]
       made = [equation(eqn, key, [x], steps[0])]
       for (scale_eqn, scale, moves), before, after in zip(scales, steps, steps[1:]):
         made += (taken := _taken_along(graph, scale, moves))
         scale = taken[-1].outputs[0] if taken else scale
+        made.append(equation(scale_eqn, Scale(inner ** .5 + outer), [scale], graph.new(scale, False)))
+        scale = made[-1].outputs[0]
         made.append(dataclasses.replace(scale_eqn, inputs=(before, scale), outputs=(after,)))
       return made
   return None

@@ -27,7 +27,7 @@ from jax.extend.core import primitives as P
 from ibpjax import accuracy, affine, reductions
 from ibpjax.composites import Composite
 from ibpjax.interval import Interval, LpBall, as_interval, is_set, unbounded
-from ibpjax.program import Equation
+from ibpjax.program import Equation, rebind
 from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, without_subnormal
 from ibpjax.undefined import spoiled
 
@@ -107,21 +107,38 @@ def _summed(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     operands = _sets(operands) if flags[1] else [operands[0], jnp.where(is_subnormal(operands[1]), 0, operands[1])]
   lost = flushed(eqn, [magnitude(x) for x in operands], flags)
   spread = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
-  return [_apart(_wider(x, 4 * u, terms + 1), lost) for x in step(eqn, spread)]
+  out = [_apart(_wider(x, 4 * u, terms + 1), lost) for x in step(eqn, spread)]
+  return [unbounded(x, _overflows(eqn, operands, terms)) for x in out] if terms > 2 else out
+
+
+def _overflows(eqn: Equation, operands: Sequence[Any], terms: int) -> Any:
+  """Where sums of some of the terms may leave the range of floats, though the sum of all does not.
+
+  Where that range is short, it is looked up for each sum of magnitudes; else for the greatest terms there are.
+  """
+  floats = [x for x in operands if _floating(x)]
+  limit = float(jnp.finfo(eqn.outputs[0].dtype).max) / 2
+  if limit < 1e30:
+    sizes = [magnitude(x) if _floating(x) else x for x in operands]
+    return ~(jnp.abs(rebind(eqn, *sizes)[0]) < limit)
+  greatest = [jnp.max(jnp.where(jnp.isfinite(a), a, 0), initial=0).astype(eqn.outputs[0].dtype)
+              for a in map(magnitude, floats)]
+  return functools.reduce(operator.mul if eqn.key in affine.WEIGHTED else operator.add, greatest) >= limit / terms
 
 
 def _rounded(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
-  """Other functions, by their stated accuracy."""
-  u = accuracy.unit(eqn)
+  """Other functions, by their stated accuracy: twice, as the ends are computed no better than what lies inside."""
+  u = 2 * accuracy.unit(eqn)
   if eqn.key in accuracy.PRODUCTS:
-    return [_wider(x, (4. * reductions.count(eqn) + 16) * u) for x in step(eqn, operands)]
+    return [_wider(x, (2. * reductions.count(eqn) + 8) * u) for x in step(eqn, operands)]
   if eqn.key is P.cumlogsumexp_p:
-    relative = absolute = 4. * reductions.count(eqn) + 16
-    tinies = absolute
+    relative = absolute = tinies = 2. * reductions.count(eqn) + 8
   else:
     relative, absolute, tinies = accuracy.of_value(eqn, operands)
   reach = functools.reduce(jnp.maximum, [magnitude(x) for x in operands if is_set(x)])
-  out = [_wider(x, relative * u, vanished(tinies, reach)) for x in step(eqn, operands)]
+  out = [_wider(x, relative * u, vanished(2 * tinies, reach)) for x in step(eqn, operands)]
+  if eqn.key is P.rsqrt_p:  # of -0.
+    out = [Interval(jnp.where(operands[0].lower > 0, x.lower, -jnp.inf), x.upper) for x in out]
   return [_apart(x, absolute * u * (1 + reach)) for x in out] if absolute else out
 
 

@@ -23,7 +23,7 @@ from ibpjax.softmax import OF_EXPONENTS
 # What makes an element of the result of many.
 _OF_MANY = frozenset({
     P.reduce_max_p, P.reduce_min_p, P.reduce_prod_p, P.cumprod_p, P.cummax_p, P.cummin_p, P.cumlogsumexp_p, P.sort_p,
-    P.top_k_p, P.reduce_window_max_p, P.reduce_window_min_p, P.scatter_max_p, P.scatter_min_p, P.scatter_mul_p,
+    P.reduce_window_max_p, P.reduce_window_min_p, P.scatter_max_p, P.scatter_min_p, P.scatter_mul_p,
 })
 # What may be undefined at infinity: sin(inf), 0 inf, inf / inf; and functions of many operations, which may do that.
 _OF_FINITE = frozenset({
@@ -47,7 +47,9 @@ def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
   out = step(eqn, given)
   if not found:
     return out
-  if eqn.key in _OF_MANY or (composite and not isinstance(eqn.key, Blend)):
+  if eqn.key is P.top_k_p:  # which sorts NaN first or last, by its sign
+    where = [jnp.any(found[0], -1, keepdims=True)] * len(out)
+  elif eqn.key in _OF_MANY or (composite and not isinstance(eqn.key, Blend)):
     where = [jnp.isnan(a) for a in rebind(eqn, *(_marked(eqn, x, m) for x, m in zip(operands, marks, strict=True)))]
   else:
     where = [functools.reduce(operator.or_, found)] * len(out)

@@ -93,7 +93,10 @@ class Univariate:
         ends = [Interval(values.lower[i], values.upper[i]) for i in (slice(None, -1), slice(1, None))]
         bent = slope if own is None else Interval(slope.lower - own, slope.upper - own)
         by_slope = _between(ends[0], ends[1], grid[1:] - grid[:-1], bent, u)
-        refined = Interval(jnp.fmax(refined.lower, by_slope.lower), jnp.fmin(refined.upper, by_slope.upper))
+        # What is computed may overflow where the exact function, of which slopes are, does not.
+        exact = jnp.isfinite(pieces.lower) & jnp.isfinite(pieces.upper) if u else True
+        refined = Interval(jnp.where(exact, jnp.fmax(refined.lower, by_slope.lower), refined.lower),
+                           jnp.where(exact, jnp.fmin(refined.upper, by_slope.upper), refined.upper))
       low, high = refined.lower.min(0), refined.upper.max(0)
       plain = _less(whole, k, x.lower, x.upper)
       return Interval(jnp.where(bounded, jnp.fmax(low, plain.lower), plain.lower),

@@ -9,9 +9,9 @@ import pytest
 from checks import holds
 from jax import lax
 
+import ibpjax
 from ibpjax import Elementwise, Interval, elementwise, ibp
 from ibpjax.functions import TABLE
-
 
 
 def box(low, high):
@@ -257,3 +257,68 @@ def test_loops_that_vmap_joined_stop_each_by_itself():
 def test_waves_stay_between_their_crests(f, centre):
   bound = ibp(f)(box([centre], [centre + 8]))
   assert (float(bound.lower[0]), float(bound.upper[0])) == (-1, 1)
+
+
+def normalised(scale, epsilon):
+  """A layer norm as layers compute it: the scale is multiplied with the root before what is normalised is."""
+  def f(x):
+    z = x - x.mean()
+    return z * (lax.rsqrt(jnp.mean(z * z) + epsilon) * jnp.full(3, scale))
+  return f
+
+
+# Functions whose exact values are moderate, or that a group of operations stands for, and boxes.
+SLIPS = {
+    'a piece between points': (lambda x: ((4 - jnp.square(x - .53125)) * 8.5e37) * 1e-37 + x, [0.], [1.]),
+    'square in a root': (lambda x: x + jnp.sqrt(jnp.square(x) + 4), [-2e19], [1.]),
+    'squareplus': (jax.nn.squareplus, [-2e19], [1.]),
+    'root times a little': (normalised(1e-25, 1e-6), [1e15, 2e15, 3e15], [1e15, 2e15, 3e15]),
+    'root times much': (normalised(1e33, 1e-12), [1e-8, 2e-8, 2.5e-8], [1e-8, 2e-8, 2.5e-8]),
+    'root times much, of equal ones': (lambda x: jnp.tanh(normalised(1e33, 1e-12)(x)), [.5] * 3, [.5] * 3),
+    'blend': (lambda x: -1.5e38 + x[:1] * (x[1:] + 1.5e38), [1.5, 1e38], [1.5, 1e38]),
+    'root of -0': (lambda x: jnp.tanh(lax.rsqrt(-jnp.minimum(x, 0.))), [-1.], [1.]),
+}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize('method', ['ibp', 'crown', 'lbp'])
+@pytest.mark.parametrize('name', SLIPS)
+def test_what_is_computed_on_the_way_may_overflow(name, method):
+  """Alone finds bounds of a group, or of a slope, that hold for the exact function and not for how it is computed."""
+  f, low, high = SLIPS[name]
+  bound = getattr(ibpjax, method)(f, round_outward=True)(box(low, high))
+  points = np.concatenate([np.linspace(low, high, 33, dtype=np.float32), np.float32([low, high])])
+  lower, upper = np.asarray(bound.lower), np.asarray(bound.upper)
+  for value in (*(jax.jit(f)(p) for p in points), *(f(jnp.asarray(p)) for p in points[::16])):
+    value = np.asarray(value)
+    assert np.all(((lower == -np.inf) & (upper == np.inf)) | ((value >= lower) & (value <= upper)))
+
+
+@pytest.mark.parametrize(('f', 'low', 'high', 'width'), [
+    (SLIPS['a piece between points'][0], [.1], [.3], 10.), (SLIPS['square in a root'][0], [-2e3], [1.], 4.),
+    (normalised(1e-15, 1e-6), [1., 2., 4.], [1.01, 2., 4.], 1e-14),
+    (normalised(1e20, 1e-12), [1., 2., 3.], [1., 2., 3.01], 1e20),
+    (lambda x: x[:1] + x[1:] * (3 - x[:1]), [1., .4], [2., .5], 2.), (lambda x: lax.rsqrt(x), [1e-3], [1.], 40.)])
+def test_what_does_not_overflow_keeps_its_bounds(f, low, high, width):
+  assert float(ibp(f, round_outward=True)(box(low, high)).width.max()) < width
+
+
+CANCEL = np.random.default_rng(0).permutation(np.float32([3e38, -3e38] * 32))
+SUMS = {
+    'dot': lambda x: CANCEL[None] @ x, 'sum': lambda x: (CANCEL * x).sum(), 'running': lambda x: jnp.cumsum(CANCEL * x),
+    'windows': lambda x: lax.reduce_window(CANCEL * x, 0., lax.add, (9,), (1,), 'VALID'),
+    'convolution': lambda x: jnp.convolve(x, CANCEL[:9], 'valid'),
+    'scattered': lambda x: jnp.zeros(1).at[jnp.zeros(64, int)].add(CANCEL * x),
+    'two perturbed': lambda x: (CANCEL * x)[None] @ x, 'in float16': lambda x: (
+        (CANCEL / 1e34).astype(jnp.float16)[None] @ x.astype(jnp.float16)).astype(x.dtype)}
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize('name', SUMS)
+def test_sums_that_overflow_in_another_order(name):
+  """Alone finds a sum of terms that cancel whose partial sums are infinite: inf - inf, in an order of XLA's choice."""
+  for method in (ibpjax.ibp, ibpjax.crown):
+    bound = method(SUMS[name], round_outward=True)(box(np.ones(64), np.ones(64)))
+    assert np.all(np.isinf(bound.lower) & np.isinf(bound.upper))
+    little = method(lambda x: SUMS[name](x * 1e-6), round_outward=True)(box(np.ones(64), np.ones(64)))
+    assert np.all(np.isfinite(little.width))

@@ -249,3 +249,15 @@ def test_what_has_bounds_and_states_no_accuracy_stops_the_import(monkeypatch):
   monkeypatch.setattr(affine, 'INCREASING', affine.INCREASING | {lax.select_and_scatter_add_p})
   with pytest.raises(ImportError, match='select_and_scatter_add'):
     accuracy._check()
+
+
+def test_a_stated_accuracy_counts_at_the_ends_and_inside():
+  """Alone finds an allowance for one of two values that are off: a low end, and a high point beside it."""
+  @elementwise(Elementwise(lambda k: (), trend=1, roundings=4))
+  def identity(x):
+    return jnp.where(x >= 1.5, x * np.float32(1 - 2 * 2. ** -23), x * np.float32(1 + 2 * 2. ** -23))
+  box = Interval(jnp.ones(1), jnp.full(1, 1.5))
+  inside = np.nextafter(np.float32(1.5), np.float32(0))
+  for method in (ibp, crown, lbp):
+    bound = method(identity, round_outward=True)(box)
+    assert float(identity(jnp.asarray(inside))) <= float(bound.upper[0]) < 1.50001

@@ -6,6 +6,7 @@ import pytest
 from checks import samples
 from jax import lax
 
+import ibpjax
 from ibpjax import Interval, crown, ibp
 
 BOX = Interval(jnp.array([-1., 1., -2., .5]), jnp.array([2., 2., 1., 1.]))
@@ -102,3 +103,64 @@ def test_known_infinite_elements_are_masks(f, rest, intermediate, outward):
     np.testing.assert_allclose(got if rest is None else got[::2], want, rtol=1e-5, atol=1e-6)
     if rest is not None:
       np.testing.assert_allclose(got[1::2], rest, atol=1e-30)
+
+
+NAN = jnp.array([jnp.nan, 1., jnp.nan, 1.])
+TAKEN = {
+    'maximum': lambda x: jnp.maximum(x, NAN), 'maximum, known first': lambda x: jnp.maximum(NAN, x),
+    'minimum': lambda x: jnp.minimum(x, NAN), 'clip': lambda x: jnp.clip(x, NAN, 2.),
+    'clip from above': lambda x: jnp.clip(x, -1., NAN), 'clamp': lambda x: lax.clamp(NAN, x, 2 + jnp.abs(NAN)),
+    'sum': lambda x: x + NAN, 'difference': lambda x: NAN - x, 'product': lambda x: x * NAN,
+    'quotient': lambda x: x / NAN, 'power': lambda x: jnp.exp(x) ** NAN, 'angle': lambda x: jnp.arctan2(x, NAN),
+    'angle, known first': lambda x: jnp.arctan2(NAN, x), 'leaky relu': lambda x: jax.nn.leaky_relu(x - 5, NAN),
+    'elu': lambda x: jax.nn.elu(x - 5, NAN), 'select': lambda x: jnp.where(x > -3, NAN, x),
+    'xlogy': lambda x: jax.scipy.special.xlogy(jnp.exp(x), NAN),
+    'blend': lambda x: (1 - jax.nn.sigmoid(x)) * NAN + jax.nn.sigmoid(x) * x}
+
+
+@pytest.mark.parametrize('name', TAKEN)
+def test_a_known_nan_is_handed_on(name):
+  """Alone finds a comparison with NaN that lets the other operand pass."""
+  f = TAKEN[name]
+  assert np.isnan(f(BOX.centre)[::2]).all()
+  for method in METHODS.values():
+    bound = jax.jit(method(f, round_outward=True))(BOX)
+    assert np.all((bound.lower[::2] == -np.inf) & (bound.upper[::2] == np.inf))
+    assert np.all(np.isfinite(bound.width[1::2]))
+
+
+def test_a_network_with_a_weight_that_is_nan_certifies_nothing():
+  f = lambda p, x: jnp.maximum(x, p)
+  for method in ('ibp', 'crown-ibp', 'lbp', 'crown'):
+    found = ibpjax.certify(f, jnp.array([0., jnp.nan]), jnp.array([[.9, .1]]), jnp.zeros(1, int), .01, method=method)
+    assert not found.verified.any()
+
+
+@pytest.mark.parametrize('end', [jnp.inf, -jnp.inf])
+@pytest.mark.parametrize('compare', [
+    jnp.less_equal, jnp.greater_equal, jnp.less, jnp.greater, jnp.equal, jnp.not_equal])
+def test_comparisons_of_nan_with_infinity(compare, end):
+  """All are false but one: alone finds `not greater` that is taken for `at most`."""
+  box = Interval(jnp.array([100.]), jnp.array([101.]))
+  for f in (lambda x: compare(jnp.exp(x) - jnp.exp(1.0001 * x), end), lambda x: compare(end, jnp.exp(x) - jnp.exp(x))):
+    bound, value = ibp(lambda x, f=f: jnp.where(f(x), 1., -1.), round_outward=True)(box), f(box.lower)[0]
+    assert bound.lower[0] <= (1. if value else -1.) <= bound.upper[0]
+  finite = ibp(lambda x: jnp.where(compare(x, end), 1., -1.), round_outward=True)(box)
+  assert finite.lower[0] == finite.upper[0]
+
+
+def test_the_greatest_of_what_may_be_nan():
+  """XLA sorts NaN by its sign: it may be any of the greatest."""
+  f = lambda x: jnp.tanh(lax.top_k(jnp.concatenate([jnp.exp(x) - jnp.exp(x * 1.0001), jnp.array([1., 2.])]), 3)[0])
+  box = Interval(jnp.array([100.]), jnp.array([101.]))
+  for method in METHODS.values():
+    bound = method(f, round_outward=True)(box)
+    assert np.all((bound.lower == -np.inf) & (bound.upper == np.inf))
+
+
+def test_rows_that_leave_out_what_may_be_nan():
+  def f(x):
+    spoiled = jnp.array([[0., 1.]]) @ jnp.stack([jnp.exp(x) - jnp.exp(1.0001 * x), x])
+    return jnp.concatenate([spoiled, x[None]])[:, 0]
+  bound = crown(f, rows=jnp.array([[0., 1.]]), round_outward=True)(Interval(jnp.array([100.]), jnp.array([101.])))
+  assert (bound.lower[0], bound.upper[0]) == (-np.inf, np.inf)

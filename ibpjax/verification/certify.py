@@ -53,7 +53,7 @@ class Certificate:
   @property
   def verified(self) -> Any:
     """(batch,) booleans: every row is certainly > 0. Ties and NaN are not."""
-    return jnp.all(self.lower > 0, axis=-1)
+    return jnp.all((self.lower > 0) & (self.clean > 0), axis=-1)
 
   @property
   def correct(self) -> Any:
@@ -145,7 +145,8 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
       raise ValueError('spec has no rows, and of nothing everything is certain: give rows (C, d) of what shall be > 0')
   certificate = _bounds(f, params, xs, spec, converted(eps, xs.dtype, UP), code=digest(code), norm=norm, clip=clip,
                         labelled=labelled, method=method, intersect=intersect, mesh=mesh)
-  if concrete(certificate.lower) and bool(jnp.any(certificate.lower > certificate.clean)):
+  lower, clean = certificate.lower, certificate.clean
+  if concrete(lower) and bool(jnp.any((lower > clean) | ((lower > -jnp.inf) & jnp.isnan(clean)))):
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '
                        'report it with the function and the inputs')
   return certificate
