@@ -93,7 +93,9 @@ def of_value(eqn: Equation, operands: Sequence[Any]) -> tuple[float, float, floa
       raise unsupported(eqn, f'is the registered function `{name}`, which states no accuracy: bounds that allow for '
                              'rounding need ibpjax.Elementwise(..., roundings=), its greatest relative error in units '
                              'of roundoff (0 where it returns one of its arguments or a constant)')
-    return stated, rule.cancellation, rule.vanished
+    # Rows of the table state twice what was measured: the end of a box is off as well as what lies inside.
+    twice = 2. if eqn.key is elementwise_call_p else 1.
+    return twice * stated, twice * rule.cancellation, twice * rule.vanished
   if isinstance(eqn.key, Univariate) or eqn.key in SUMS:
     return 16., 0., 4.
   if eqn.key not in _OF_TWO:

@@ -127,16 +127,16 @@ def _overflows(eqn: Equation, operands: Sequence[Any], terms: int) -> Any:
 
 
 def _rounded(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
-  """Other functions, by their stated accuracy: twice, as the ends are computed no better than what lies inside."""
-  u = 2 * accuracy.unit(eqn)
+  """Other functions, by their stated accuracy."""
+  u = accuracy.unit(eqn)
   if eqn.key in accuracy.PRODUCTS:
-    return [_wider(x, (2. * reductions.count(eqn) + 8) * u) for x in step(eqn, operands)]
+    return [_wider(x, (4. * reductions.count(eqn) + 16) * u) for x in step(eqn, operands)]
   if eqn.key is P.cumlogsumexp_p:
-    relative = absolute = tinies = 2. * reductions.count(eqn) + 8
+    relative = absolute = tinies = 4. * reductions.count(eqn) + 16
   else:
     relative, absolute, tinies = accuracy.of_value(eqn, operands)
   reach = functools.reduce(jnp.maximum, [magnitude(x) for x in operands if is_set(x)])
-  out = [_wider(x, relative * u, vanished(2 * tinies, reach)) for x in step(eqn, operands)]
+  out = [_wider(x, relative * u, vanished(tinies, reach)) for x in step(eqn, operands)]
   if eqn.key is P.rsqrt_p:  # of -0.
     out = [Interval(jnp.where(operands[0].lower > 0, x.lower, -jnp.inf), x.upper) for x in out]
   return [_apart(x, absolute * u * (1 + reach)) for x in out] if absolute else out
