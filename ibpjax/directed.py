@@ -2,8 +2,9 @@
 
 The error of a sum is found by Knuth's TwoSum (Muller et al., Handbook of Floating-Point Arithmetic, 2nd ed., section
 4.3.2), and an end moves by one unit in the last place only where that error has the wrong sign. XLA takes numbers too
-small to be normal for 0 (all but float16), in comparisons too. So they are looked for among the bits, and an end that
-would be one becomes the next normal number outward, or 0: what is computed from it later then holds as well.
+small to be normal for 0 (but those of float16 and shorter types), in comparisons too. So they are looked for among the
+bits, and an end that would be one becomes the next normal number outward, or 0: what is computed from it later then
+holds as well.
 """
 from __future__ import annotations
 

@@ -194,9 +194,7 @@ class Forward:
     if not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating) or (self.round_outward and not certain(eqn)):
       return None
     operands = self.operands(eqn) if operands is None else operands
-    if not self.round_outward:
-      return relaxations.planes(eqn, operands, lines, self.run, 0.)
-    return relaxations.planes(eqn, operands, lines, self.run, accuracy.unit(eqn))
+    return relaxations.planes(eqn, operands, lines, self.run, accuracy.unit(eqn) if self.round_outward else 0.)
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""

@@ -123,6 +123,11 @@ def hull(a: Any, b: Any) -> Interval:
   return Interval(jnp.minimum(a.lower, b.lower), jnp.maximum(a.upper, b.upper))
 
 
+def is_floating(x: Any) -> bool:
+  """Whether an array or a set is of floats."""
+  return jnp.issubdtype(x.dtype, jnp.floating)
+
+
 def is_unbounded(x: Interval) -> Any:
   """Where nothing is known of an interval: it is the whole line."""
   return (x.lower == -jnp.inf) & (x.upper == jnp.inf)
@@ -133,7 +138,7 @@ def unbounded(x: Interval, where: Any) -> Interval:
   return Interval(jnp.where(where, -jnp.inf, x.lower), jnp.where(where, jnp.inf, x.upper))
 
 
-def _floating(x: Any, name: str) -> jax.Array:
+def _as_floats(x: Any, name: str) -> jax.Array:
   """`x` as a float array, or an error that names it."""
   dtype = getattr(x, 'dtype', None) or np.asarray(x).dtype
   if not jnp.issubdtype(dtype, jnp.floating):
@@ -144,7 +149,7 @@ def _floating(x: Any, name: str) -> jax.Array:
 
 def _end(x: Any, name: str, towards: int) -> jax.Array:
   """An end of an interval as a float array; rounded outward where JAX does not hold it as it is given."""
-  kept = _floating(x, name)
+  kept = _as_floats(x, name)
   if (x.dtype if hasattr(x, 'dtype') else np.dtype(type(x))) == kept.dtype:
     return kept
   end = rounded(x, kept.dtype, towards)
@@ -185,7 +190,7 @@ def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Int
     ValueError: eps is negative or not finite, or `x` leaves [minimum, maximum]. Inside `jit`
       values cannot be looked at: there such a box bounds nothing and every result is infinite.
   """
-  x = _floating(x, 'x')
+  x = _as_floats(x, 'x')
   check_eps(eps)
   radius = converted(eps, x.dtype, UP)
   box, inside = _box(x, radius), radius >= 0
@@ -220,7 +225,7 @@ def lp_ball(x: Any, eps: Any, p: float = 2.) -> LpBall | Interval:
   IBP bounds the affine maps next to the input with the dual norm (Lyu et al. 2021, section 2.1)
   and goes on with boxes.
   """
-  x = _floating(x, 'x')
+  x = _as_floats(x, 'x')
   if not p >= 1:
     raise ValueError(f'p is {p}; lp balls need 1 <= p <= inf')
   check_eps(eps)
@@ -250,8 +255,8 @@ def validate(x: Any, name: str) -> Interval | LpBall:
   if isinstance(x, LpBall):
     if not 1 <= x.p < np.inf:
       raise ValueError(f'{name} is a ball of order p = {x.p}; balls have 1 <= p < inf (ibpjax.lp_ball makes them)')
-    centre, eps = _floating(x.centre, f'the centre of {name}'), x.eps
-    _floating(eps, f'eps of {name}')
+    centre, eps = _as_floats(x.centre, f'the centre of {name}'), x.eps
+    _as_floats(eps, f'eps of {name}')
     box = LpBall(centre, converted(eps, centre.dtype, UP), x.p)
     ok = jnp.isfinite(box.centre) & jnp.isfinite(box.eps) & (box.eps >= 0)
     if concrete(ok):

@@ -26,7 +26,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax import accuracy, affine, reductions
 from ibpjax.composites import Composite
-from ibpjax.interval import Interval, LpBall, as_interval, is_set, unbounded
+from ibpjax.interval import Interval, LpBall, as_interval, is_floating, is_set, unbounded
 from ibpjax.program import Equation, rebind
 from ibpjax.subnormal import is_subnormal, least_kept, may_be_subnormal, without_subnormal
 from ibpjax.undefined import spoiled
@@ -50,8 +50,8 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
   if eqn.key in accuracy.MOVES:
     return normal(step(eqn, operands)) if _known_floats(operands) else step(eqn, operands)
   widened = functools.partial(_widened, step)
-  sums = eqn.key in accuracy.SUMS and (eqn.key not in affine.SCALING or sum(map(is_set, operands)) == 1)
-  if sums or eqn.key in (P.select_n_p, P.scatter_p):
+  adds = eqn.key in accuracy.SUMS and (eqn.key not in affine.SCALING or sum(map(is_set, operands)) == 1)
+  if adds or eqn.key in (P.select_n_p, P.scatter_p):
     return widened(eqn, operands)
   return spoiled(widened, eqn, operands)
 
@@ -84,7 +84,7 @@ def normal_ends(x: Interval) -> Interval:
 
 def normal(operands: Sequence[Any]) -> list[Any]:
   """Operands of which the perturbed ones have no subnormal ends: they hold 0 where they may be taken for it."""
-  return [normal_ends(x) if isinstance(x, Interval) and _floating(x) else x for x in operands]
+  return [normal_ends(x) if isinstance(x, Interval) and is_floating(x) else x for x in operands]
 
 
 def _exact(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
@@ -92,7 +92,7 @@ def _exact(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, oper
   out = step(eqn, operands)
   if known := _known_floats(operands):
     moved = jnp.where(_anywhere(known, eqn.outputs[0].shape), jnp.finfo(eqn.outputs[0].dtype).tiny, 0)
-    out = [_apart(x, moved) if is_set(x) and _floating(x) else x for x in out]
+    out = [_apart(x, moved) if is_set(x) and is_floating(x) else x for x in out]
   return normal(out) if known or eqn.key in (P.convert_element_type_p, P.reduce_precision_p) else out
 
 
@@ -116,10 +116,10 @@ def _overflows(eqn: Equation, operands: Sequence[Any], terms: int) -> Any:
 
   Where that range is short, it is looked up for each sum of magnitudes; else for the greatest terms there are.
   """
-  floats = [x for x in operands if _floating(x)]
+  floats = [x for x in operands if is_floating(x)]
   limit = float(jnp.finfo(eqn.outputs[0].dtype).max) / 2
   if limit < 1e30:
-    sizes = [magnitude(x) if _floating(x) else x for x in operands]
+    sizes = [magnitude(x) if is_floating(x) else x for x in operands]
     return ~(jnp.abs(rebind(eqn, *sizes)[0]) < limit)
   greatest = [jnp.max(jnp.where(jnp.isfinite(a), a, 0), initial=0).astype(eqn.outputs[0].dtype)
               for a in map(magnitude, floats)]
@@ -170,19 +170,15 @@ def magnitude(x: Any) -> Any:
   if isinstance(x, LpBall):
     return jnp.abs(x.centre) + x.eps
   if isinstance(x, Interval):
-    if not _floating(x):
+    if not is_floating(x):
       return x.upper
     return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) + jnp.finfo(x.dtype).tiny
-  return jnp.abs(x) if _floating(x) else x
-
-
-def _floating(x: Any) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.floating)
+  return jnp.abs(x) if is_floating(x) else x
 
 
 def _sets(operands: Sequence[Any]) -> list[Any]:
   """Operands of which the known floats are intervals too, that hold 0 where they may be taken for it."""
-  return [x if is_set(x) or not _floating(x) else normal_ends(as_interval(jnp.asarray(x))) for x in operands]
+  return [x if is_set(x) or not is_floating(x) else normal_ends(as_interval(jnp.asarray(x))) for x in operands]
 
 
 def _known_floats(operands: Sequence[Any]) -> list[Any]:

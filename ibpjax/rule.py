@@ -43,10 +43,11 @@ class Elementwise:
     bent_once: f has one kink and is linear on both sides of it.
     roundings: relative error of f as it is computed, in units of roundoff: a number, or a pair for float32 (and shorter
       types) and float64; 0 if f is exact. Bounds that allow for rounding, as certificates do, widen by it, and refuse
-      a function that does not state it.
+      a function that does not state it. It counts twice, at an end of a box and inside, which bounds of registered
+      functions allow for; the library's own rows state that.
     cancellation: absolute error of f as it is computed, in units of roundoff times 1 + |x|.
     vanished: absolute error of f where it, or what it is computed from, is taken for 0: in least normal numbers times
-      1 + |x| (or 1024).
+      1 + min(|x|, 1024).
   """
   critical: Callable[..., Sequence[Any]]
   trend: int = 0

@@ -2,7 +2,8 @@
 
 All operations but comparisons and selections hand NaN on, bounded functions too: tanh(NaN) is no number between -1 and
 1. A box holds no NaN; the whole line stands for it. So an element of which nothing is known may be NaN, and nothing is
-known of what is computed from it. Sums do this by themselves: what is added to the whole line is the whole line.
+known of what is computed from it. Sums do this by themselves: what is added to the whole line is the whole line, or
+has ends that are NaN, which `honest` makes infinite.
 """
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax.composites import Blend, Composite
 from ibpjax.elementwise import elementwise_call_p
-from ibpjax.interval import Interval, is_set, is_unbounded, unbounded
+from ibpjax.interval import Interval, is_floating, is_set, is_unbounded, unbounded
 from ibpjax.program import Equation, rebind
 from ibpjax.softmax import OF_EXPONENTS
 
@@ -39,7 +40,7 @@ def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     eqn: an equation that neither moves elements, nor selects them, nor adds what is computed from them.
     operands: its operands, Intervals where perturbed.
   """
-  marks = [_undefined(eqn, x) if is_set(x) and _floating(x) else None for x in operands]
+  marks = [_undefined(eqn, x) if is_set(x) and is_floating(x) else None for x in operands]
   found = [m for m in marks if m is not None]
   composite = isinstance(eqn.key, Composite)  # which would multiply by infinite numbers in derivatives
   given = [x if m is None or not composite else Interval(jnp.where(m, 1, x.lower), jnp.where(m, 1, x.upper))
@@ -53,7 +54,7 @@ def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     where = [jnp.isnan(a) for a in rebind(eqn, *(_marked(eqn, x, m) for x, m in zip(operands, marks, strict=True)))]
   else:
     where = [functools.reduce(operator.or_, found)] * len(out)
-  return [unbounded(x, w) if is_set(x) and _floating(x) else x for x, w in zip(out, where, strict=True)]
+  return [unbounded(x, w) if is_set(x) and is_floating(x) else x for x, w in zip(out, where, strict=True)]
 
 
 def _undefined(eqn: Equation, x: Interval) -> Any:
@@ -67,13 +68,9 @@ def _undefined(eqn: Equation, x: Interval) -> Any:
 
 def _marked(eqn: Equation, x: Any, undefined: Any) -> Any:
   """An operand for a run that shows where NaN is handed on to: NaN at the elements `undefined`, else a moderate one."""
-  if not _floating(x):
+  if not is_floating(x):
     return x
   if undefined is None:
     return jnp.ones_like(x)
   moderate = jnp.where(x.lower == -jnp.inf, -jnp.inf, 1) if isinstance(eqn.key, OF_EXPONENTS) else 1
   return jnp.where(undefined, jnp.nan, moderate).astype(x.dtype)
-
-
-def _floating(x: Any) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.floating)
