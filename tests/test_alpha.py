@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from checks import box_around, contains, holds, samples
-from images import conv, image, same
+from images import LAYERS, conv, image, same
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual, shallow
 
 from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
@@ -74,9 +74,10 @@ def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
 
 
 @descents
-def test_slopes_for_windows_give_what_slopes_for_whole_images_give(monkeypatch):
+@pytest.mark.parametrize('layer', ['conv', pytest.param('residual', marks=pytest.mark.slow)])
+def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkeypatch):
   def f(x):
-    return conv(jax.nn.relu(conv(jax.nn.relu(conv(x, 1)), 3)), 5, 2)
+    return conv(jax.nn.relu(LAYERS[layer](jax.nn.relu(conv(x, 1)), 3)), 5, 2)
   box = linf_ball(image(), .3)
   program, inputs, _ = opened(f, (box,), {})
 
@@ -158,14 +159,15 @@ def test_gradients_are_those_of_the_last_slopes():
   assert np.abs(found).max() > .1
 
 
-def test_balls_loops_and_functions_without_slopes():
+@pytest.mark.parametrize('inside', [jax.nn.relu, pytest.param(jnp.tanh, marks=pytest.mark.slow)])
+def test_balls_loops_and_functions_without_slopes(inside):
   params, x = random_network(shallow, 1)
   ball = lp_ball(x, .3, 2.)
   found = jax.jit(alpha_crown(relu_network, steps=3))(params, ball)
   assert contains(jax.jit(crown(relu_network))(params, ball), found, 1e-12)
 
   def loop(x):
-    return jax.lax.scan(lambda c, _: (jax.nn.relu(c[::-1] + x), c), jax.nn.relu(x), length=3)
+    return jax.lax.scan(lambda c, _: (inside(c[::-1] + x), jax.nn.relu(c)), jax.nn.relu(x), length=3)
   box = box_around(x, .2)
   found = jax.jit(alpha_crown(loop, steps=3))(box)
   assert contains(jax.jit(crown(loop))(box), found, 1e-12)
@@ -208,12 +210,13 @@ def test_casts_predicates_and_mixed_precisions():
   assert contains(start[1], found[1], 1e-6)
 
 
-def test_scans_in_chunks():
+@pytest.mark.parametrize('outputs', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_scans_in_chunks(outputs):
   w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
   def f(x):
     h, _ = jax.lax.scan(lambda c, _: (jax.nn.relu(c @ w - .1), None), jax.nn.relu(x), None, length=2)
     z = jax.nn.relu(h - .2)
-    return z - h
+    return [z - h, h[:1] * 3 - z[:1]][:outputs]
   box = box_around(jnp.asarray([.3, -.2, .1, .5]), .2)
   found = jax.jit(alpha_crown(f, steps=1, chunk=1))(box)
   assert contains(jax.jit(crown(f))(box), found, 1e-12)

@@ -69,12 +69,16 @@ def sampled(jacobian, box, count=400):
   return xs, np.asarray(jacobian(xs)).reshape(count, -1, box.size)
 
 
-@pytest.mark.parametrize(('name', 'method'), [(name, 'ibp') for name in NETWORKS] + [
-    (name, 'crown') for name in ('relu', 'leaky_relu', 'tanh', 'image')])  # others take minutes to compile
-def test_what_is_sampled_lies_inside(name, method):
+PAIRS = [(name, 'ibp') for name in NETWORKS] + [
+    (name, 'crown') for name in ('relu', 'leaky_relu', 'tanh', 'image')]  # others take minutes to compile
+
+
+@pytest.mark.parametrize(('name', 'method', 'norms'), [
+    *((*pair, (1, 2, np.inf) if pair[0] in ('relu', 'pooled', 'attention') else (2,)) for pair in PAIRS),
+    *(pytest.param(*pair, (1, np.inf), marks=pytest.mark.slow) for pair in PAIRS)])
+def test_what_is_sampled_lies_inside(name, method, norms):
   f, shape = NETWORKS[name]
   centre = jnp.asarray(.5 * np.random.default_rng(2).normal(size=shape))
-  norms = (1, 2, np.inf) if name in ('relu', 'pooled', 'attention') else (2,)
   lengths = {p: local_lipschitz(f, p=p, method=METHODS[method]) for p in norms}
   values, jacobian = (jax.jit(jax.vmap(g)) for g in (f, jax.jacrev(f)))
   run = jax.jit(lambda box: (jacobian_bounds(f, method=METHODS[method])(box), {p: g(box) for p, g in lengths.items()}))

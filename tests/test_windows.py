@@ -40,7 +40,7 @@ def test_balls(name):
 
 
 @given(NETWORKS, SEEDS)
-@hypothesis.settings(max_examples=max(hypothesis.settings.default.max_examples // 20, 1))
+@hypothesis.settings(max_examples=max(hypothesis.settings.default.max_examples // 10, 1))
 def test_random_networks_of_images(layers, seed):
   f, x = network(layers, seed)
   box = linf_ball(x, .05)
