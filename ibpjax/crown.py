@@ -12,7 +12,7 @@ from ibpjax import affine, relaxations
 from ibpjax import lines as choices
 from ibpjax.chunks import over_rows
 from ibpjax.ibp import Forward, honest, ibp, opened, precise
-from ibpjax.interval import Intermediates, Interval, is_unbounded, unbounded, validated
+from ibpjax.interval import Intermediates, Interval, unbounded, validated
 from ibpjax.lines import Lines
 from ibpjax.planes import Slopes
 from ibpjax.program import Program, Value
@@ -67,7 +67,7 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
       else:
         result = _bound_rows(program, back, rows, chunk)
         if round_outward:  # 0 times NaN is NaN
-          result = unbounded(result, jnp.any(is_unbounded(honest(forward.env[program.outputs[0].id]))))
+          result = unbounded(result, jnp.any(forward.unknown(program.outputs[0])))
     return (result, forward.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 

@@ -203,12 +203,16 @@ class Forward:
   def tightened(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, with the known infinite elements that it may have, and those that may be NaN."""
     if self.round_outward:
-      x = unbounded(x, is_unbounded(honest(self.env[v.id], v.id in self.masked)))
+      x = unbounded(x, self.unknown(v))
     if v.id not in self.masked:
       return x
     x, box = honest(x), self.env[v.id]
     known = jnp.isinf(box.lower) & (box.lower == box.upper)
     return Interval(jnp.where(known, box.lower, x.lower), jnp.where(known, box.upper, x.upper))
+
+  def unknown(self, v: Value) -> Any:
+    """Where interval arithmetic knows nothing of a value: it may be NaN."""
+    return is_unbounded(honest(self.env[v.id], v.id in self.masked))
 
   def _met(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, intersected with those of interval arithmetic if the run does that."""

@@ -105,24 +105,23 @@ def _summed(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     operands = _sets(operands)
   elif eqn.key is P.div_p:
     operands = _sets(operands) if flags[1] else [operands[0], jnp.where(is_subnormal(operands[1]), 0, operands[1])]
-  lost = flushed(eqn, [magnitude(x) for x in operands], flags)
+  sizes = [magnitude(x) for x in operands]
+  lost = flushed(eqn, sizes, flags)
   spread = [_spread(x, 4 * gamma(terms + 1, u)) for x in operands]
   out = [_apart(_wider(x, 4 * u, terms + 1), lost) for x in step(eqn, spread)]
-  return [unbounded(x, _overflows(eqn, operands, terms)) for x in out] if terms > 2 else out
+  return [unbounded(x, _overflows(eqn, sizes, terms)) for x in out] if terms > 2 else out
 
 
-def _overflows(eqn: Equation, operands: Sequence[Any], terms: int) -> Any:
+def _overflows(eqn: Equation, sizes: Sequence[Any], terms: int) -> Any:
   """Where sums of some of the terms may leave the range of floats, though the sum of all does not.
 
   Where that range is short, it is looked up for each sum of magnitudes; else for the greatest terms there are.
   """
-  floats = [x for x in operands if is_floating(x)]
   limit = float(jnp.finfo(eqn.outputs[0].dtype).max) / 2
   if limit < 1e30:
-    sizes = [magnitude(x) if is_floating(x) else x for x in operands]
     return ~(jnp.abs(rebind(eqn, *sizes)[0]) < limit)
   greatest = [jnp.max(jnp.where(jnp.isfinite(a), a, 0), initial=0).astype(eqn.outputs[0].dtype)
-              for a in map(magnitude, floats)]
+              for a in sizes if is_floating(a)]
   return functools.reduce(operator.mul if eqn.key in affine.WEIGHTED else operator.add, greatest) >= limit / terms
 
 
