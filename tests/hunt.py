@@ -9,13 +9,9 @@ little; tests compile them.
 import argparse
 import collections
 import json
-import os
 import time
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ('--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
-                           '--xla_cpu_experimental_ynn_fusion_type=')
-
+import conftest  # noqa: F401  sets what JAX reads when it is imported
 import jax
 import jax.numpy as jnp
 import numpy as np
