@@ -132,7 +132,7 @@ class Blend(Composite):
     if not u:
       return out
     terms = (1 + largest(z)) * (largest(a) + largest(b))
-    out = widened(out, 8 * u * terms + jnp.finfo(out.dtype).tiny)
+    out = widened(out, 8 * u * terms + 8 * jnp.finfo(out.dtype).tiny)  # products and sums that vanish
     return unbounded(out, ~(terms < float(jnp.finfo(out.dtype).max) / 2))  # of a + z (b - a), which is a blend too
 
   def curvature(self, operands):

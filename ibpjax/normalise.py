@@ -77,6 +77,7 @@ class Normalise(Composite):
       return jnp.where(t > 0, rising, self._divided(t, squares))
 
     out = _wider(Interval(-reached(-z.lower), reached(z.upper)), 16 * u)
+    out = widened(out, u and 4 * float(jnp.finfo(x.dtype).tiny))
     if self.inner == 0 and self.outer == 0:
       away = functools.reduce(jnp.maximum, [slope * least(z) ** 2 + low for slope, low, _ in ways]) > 0
       out = unbounded(out, ~away)
@@ -107,7 +108,8 @@ class Normalise(Composite):
 
   def _rounding(self, size: Any, z: Interval, u: float) -> Any:
     """By how much each z may be off: twice what the function and what the bound may lose on the way to it."""
-    return 4 * gamma(self.groups.count + 4, u) * (size + jnp.mean(size, self.groups.axes, keepdims=True) + largest(z))
+    size = size + jnp.mean(size, self.groups.axes, keepdims=True) + largest(z)
+    return 4 * gamma(self.groups.count + 4, u) * size + 16 * float(jnp.finfo(size.dtype).tiny)
 
   def _divided(self, t: Any, squares: Any) -> Any:
     """t / (sqrt(factor * squares + inner) + outer), 0 for t = 0."""

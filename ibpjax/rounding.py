@@ -88,8 +88,15 @@ def normal(operands: Sequence[Any]) -> list[Any]:
 
 
 def _exact(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
-  """What returns one of its operands: a known one that may be taken for 0 is off by that."""
+  """What returns one of its operands: a known one that may be taken for 0 is off by that.
+
+  What sorts takes subnormal numbers for equal, and so returns any of them in the place of another.
+  """
   out = step(eqn, operands)
+  if eqn.key in (P.sort_p, P.top_k_p):
+    tiny = [least_kept(x.dtype) if is_floating(x) else 0 for x in out]
+    out = [_apart(x, jnp.where((x.lower < t) & (x.upper > -t), t, 0).astype(x.dtype)) if t else x
+           for x, t in zip(out, tiny)]
   if known := _known_floats(operands):
     moved = jnp.where(_anywhere(known, eqn.outputs[0].shape), jnp.finfo(eqn.outputs[0].dtype).tiny, 0)
     out = [_apart(x, moved) if is_set(x) and is_floating(x) else x for x in out]

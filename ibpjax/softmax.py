@@ -17,6 +17,7 @@ from ibpjax.composites import Composite, finite, gamma, largest, radius, rest, w
 from ibpjax.graph import Groups
 from ibpjax.interval import Interval, as_interval, is_set, unbounded
 from ibpjax.reductions import times
+from ibpjax.subnormal import least_kept
 
 
 class Exponents(enum.Enum):
@@ -300,12 +301,16 @@ class Average(Composite):
     return (pc, pr), (vc, vr), jnp.where(jnp.isfinite(base), base, 0).astype(vc.dtype)
 
   def _slack(self, v: Interval, u: float) -> Any:
-    """What the weights may lack of the sum 1, times the values."""
+    """What the weights may lack of the sum 1, times the values, and what products of both may lose by vanishing."""
     axes = self.eqn.params['dimension_numbers'][0][1 - self.slot]
     terms = int(np.prod([self.eqn.inputs[1 - self.slot].shape[i] for i in map(int, axes)], dtype=np.int64))
     lost = 8 * gamma(terms + 8, max(u, self.unit)) if u else 2 * self.narrowed
     lost += terms * self.spacing if u or self.narrowed else 0
-    return lost * self._arrange(largest(v), jnp.max) if lost else 0.
+    if not lost:
+      return 0.
+    lost = lost if lost < float(jnp.finfo(v.dtype).max) else math.inf
+    off = times(jnp.asarray(lost, v.dtype), self._arrange(largest(v), jnp.max)).astype(self.eqn.outputs[0].dtype)
+    return off + (u and 4 * terms * least_kept(off.dtype) + 16 * least_kept(v.dtype))
 
   def image(self, operands, u):
     v = as_interval(operands[1 - self.slot])
@@ -316,7 +321,7 @@ class Average(Composite):
     radius = jnp.where(jnp.isnan(radius), jnp.inf, radius)
     centre += base.astype(centre.dtype)
     out = Interval(centre - radius, centre + radius)
-    slack = jnp.asarray(self._slack(v, u)).astype(out.dtype)
+    slack = jnp.asarray(self._slack(v, u), out.dtype)
     out = widened(out, slack)
     return Interval(jnp.maximum(out.lower, self._arrange(v.lower, jnp.min).astype(out.dtype) - slack),
                     jnp.minimum(out.upper, self._arrange(v.upper, jnp.max).astype(out.dtype) + slack))
@@ -338,6 +343,6 @@ class Average(Composite):
       offset -= self._dot(pc, apart)
     if not is_set(v):
       offset += self._dot(pc, vc)
-    left = self._dot(pr, vr) + jnp.asarray(self._slack(as_interval(v), 0.)).astype(offset.dtype)
+    left = self._dot(pr, vr) + jnp.asarray(self._slack(as_interval(v), 0.), offset.dtype)
     left = jnp.where(jnp.isnan(left), jnp.inf, left)
     return push, Interval(offset - left, offset + left)

@@ -75,9 +75,9 @@ def called(eqn: Any) -> Any:
   What has no rule of its own but is made of what has some is such code too.
   """
   match eqn.primitive:
-    case P.jit_p | P.closed_call_p | P.remat_p:
+    case P.jit_p | P.remat_p:
       return eqn.params['jaxpr']
-    case P.custom_jvp_call_p | P.custom_vjp_call_p:
+    case P.closed_call_p | P.custom_jvp_call_p | P.custom_vjp_call_p:
       return eqn.params['call_jaxpr']
   made = _made_of(eqn)
   return None if made is None else jax.make_jaxpr(made)(*(v.aval for v in eqn.invars))

@@ -26,6 +26,7 @@ def noise(*shape):
 
 W = noise(6, 6)
 KERNEL = noise(2, 3, 2, 4)  # HWIO
+WIDE = 128  # elements of a function of each for itself: so many boxes at once
 COLUMN = np.array([[2.], [-3.]])
 
 
@@ -147,12 +148,12 @@ AFFINE = {
     'average pool': Case(lambda x: pool(0., lax.add)(x) / 4, IMAGE),
 }
 
-SMOOTH = dict(shape=(400,), spread=3., radii=(0., 1e-3, .05, .5, 3.))
-SMALL = dict(shape=(400,), spread=.1, radii=(0., 1e-3, .05, .3))  # inside of (-1, 1)
+SMOOTH = dict(shape=(WIDE,), spread=3., radii=(0., 1e-3, .05, .5, 3.))
+SMALL = dict(shape=(WIDE,), spread=.1, radii=(0., 1e-3, .05, .3))  # inside of (-1, 1)
 ELEMENTWISE = {
     'relu': Case(jax.nn.relu, **SMOOTH),
     'relu6': Case(jax.nn.relu6, centre=2., **SMOOTH),
-    'max': Case(lambda x: lax.max(x, known(noise(400), x)), **SMOOTH),
+    'max': Case(lambda x: lax.max(x, known(noise(WIDE), x)), **SMOOTH),
     'max, known first': Case(lambda x: lax.max(jnp.asarray(.5, x.dtype), x), **SMOOTH),
     'min': Case(lambda x: jnp.minimum(x, jnp.asarray(-.5, x.dtype)), **SMOOTH),
     'clip': Case(lambda x: jnp.clip(x, -1, 2), **SMOOTH),
@@ -197,11 +198,11 @@ ELEMENTWISE = {
     'tan, another branch': Case(jnp.tan, **{**SMALL, 'centre': -4 * np.pi}),
     'tan, steep': Case(lambda x: jnp.tan(x + .8), **SMALL),
     'erf_inv': Case(lax.erf_inv, **SMALL),
-    'x ** c': Case(lambda x: x ** known(np.linspace(-3, 3, 400), x), centre=20., **SMOOTH),
-    'x ** c, whole c': Case(lambda x: lax.pow(x, known(np.arange(400) % 5., x)), **SMOOTH),
-    'x ** -c, whole c, negative x': Case(lambda x: lax.pow(x, -1 - known(np.arange(400) % 5., x)), centre=-20.,
+    'x ** c': Case(lambda x: x ** known(np.float32(np.linspace(-3, 3, WIDE)), x), centre=20., **SMOOTH),
+    'x ** c, whole c': Case(lambda x: lax.pow(x, known(np.arange(WIDE) % 5., x)), **SMOOTH),
+    'x ** -c, whole c, negative x': Case(lambda x: lax.pow(x, -1 - known(np.arange(WIDE) % 5., x)), centre=-20.,
                                          **SMOOTH),
-    'c ** x': Case(lambda x: known(np.linspace(.1, 3, 400), x) ** x, **SMOOTH),
+    'c ** x': Case(lambda x: known(np.float32(np.linspace(.1, 3, WIDE)), x) ** x, **SMOOTH),
     'elu': Case(jax.nn.elu, **SMOOTH),
     'elu, known alpha': Case(lambda x: jax.nn.elu(x, known(-1., x)), **SMOOTH),
     'celu': Case(lambda x: jax.nn.celu(x, known(2., x)), **SMOOTH),
@@ -217,13 +218,13 @@ ELEMENTWISE = {
     'hard_silu': Case(jax.nn.hard_silu, **SMOOTH),
     'squareplus': Case(jax.nn.squareplus, **SMOOTH),
     'sparse_plus': Case(jax.nn.sparse_plus, **SMOOTH),
-    'registered': Case(lambda x: ramp(x, known(np.abs(noise(400)), x)), **SMOOTH),
+    'registered': Case(lambda x: ramp(x, known(np.abs(noise(WIDE)), x)), **SMOOTH),
 }
 
 NONLINEAR = {
-    'function of one value': Case(lambda x: x * jnp.exp(-x * x), (400,), spread=1.5, radii=(0., 1e-3, .05, .5),
+    'function of one value': Case(lambda x: x * jnp.exp(-x * x), (WIDE,), spread=1.5, radii=(0., 1e-3, .05, .5),
                                   exact=False, monotone=False),
-    'function that branches': Case(lambda x: jnp.where(x > .5, x, jnp.sin(x) * x), (400,), exact=False,
+    'function that branches': Case(lambda x: jnp.where(x > .5, x, jnp.sin(x) * x), (WIDE,), exact=False,
                                    monotone=False, loosest=1.3),
     'x ** y': Case(lambda x: x[:3] ** x[3:], centre=4., radii=(0., 1e-3, .3)),
     'atan2': Case(lambda x: jnp.arctan2(x[:3], x[3:] + 4), radii=(0., 1e-3, .3)),
@@ -288,10 +289,10 @@ NONLINEAR = {
     'fori loop': Case(lambda x: lax.fori_loop(0, jnp.arange(4)[3], lambda i, c: c * (i - 1.5), x)),
     'pad by perturbed': Case(lambda x: lax.pad(jnp.ones(2, x.dtype), x[0], [(1, 1, 0)])),
     'mul of two': Case(lambda x: x[:3] * x[3:]),
-    'slope of tanh': Case(jax.vmap(jax.grad(jnp.tanh)), (400,), exact=False, monotone=False, loosest=2.5),
-    'log2': Case(jnp.log2, (400,), centre=20.),
-    'polynomial': Case(lambda x: jnp.polyval(known([1., -2., .5], x), x), (400,), exact=False, loosest=1e9),
-    'x * x': Case(lambda x: x * x, (400,), spread=2.),
+    'slope of tanh': Case(jax.vmap(jax.grad(jnp.tanh)), (WIDE,), exact=False, monotone=False, loosest=2.5),
+    'log2': Case(jnp.log2, (WIDE,), centre=20.),
+    'polynomial': Case(lambda x: jnp.polyval(known([1., -2., .5], x), x), (WIDE,), exact=False, loosest=1e9),
+    'x * x': Case(lambda x: x * x, (WIDE,), spread=2.),
     'div by perturbed': Case(lambda x: x[:3] / x[3:], centre=4., radii=(0., 1e-3, .3)),
     'known over perturbed': Case(lambda x: 1 / x, centre=4., radii=(0., 1e-3, .3)),
     'x / x': Case(lambda x: x / x, centre=4., radii=(0., 1e-3, .3), exact=False),

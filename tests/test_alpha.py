@@ -8,6 +8,7 @@ import optax
 import pytest
 from checks import box_around, contains, holds, samples
 from images import LAYERS, conv, image, same
+from interpreted import interpreted
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual, shallow
 
 from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
@@ -19,10 +20,6 @@ CASES = [*((dense, a) for a in ('relu', 'product')),
          *(pytest.param(*case, marks=pytest.mark.slow) for case in ((residual, 'relu'), (convolutional, 'ramp')))]
 
 
-# Rounding decides ties of bounds, from which descents part: these compare descents, so they are compiled as users do.
-descents = pytest.mark.optimized
-
-
 def relu_network(params, x):
   return shallow(params, x, jax.nn.relu)
 
@@ -31,8 +28,8 @@ def relu_network(params, x):
 def test_sound_and_never_looser_than_its_start(network, activation):
   def f(params, x):
     return network(params, x, ALL[activation])
-  both = jax.jit(lambda params, box: (alpha_crown(f, steps=8)(params, box), crown(f)(params, box)))
-  values = jax.jit(jax.vmap(f, (None, 0)))
+  both = interpreted(lambda params, box: (alpha_crown(f, steps=8)(params, box), crown(f)(params, box)))
+  values = interpreted(jax.vmap(f, (None, 0)))
   gained = []
   for seed in range(6):
     params, x = random_network(network, seed)
@@ -56,24 +53,22 @@ def test_sound_at_any_slopes(activation, most, monkeypatch):
   program, inputs, _ = opened(f, (params, box), {})
   slopes = alpha.Slopes(program, adaptive, None, Forward, None)
   (start, _), shares = slopes.start(inputs)
-  run = jax.jit(lambda shares: slopes.run(inputs, shares)[0])
+  run = interpreted(lambda shares: slopes.run(inputs, shares)[0])
   for low, high in ((0, 1), (0, 1), (-3, 4)):
     bounds = run(jax.tree.map(lambda t, low=low, high=high: jnp.asarray(rng.uniform(low, high, t.shape)), shares))
     assert holds(bounds, [points])
     assert not np.allclose(bounds[0].lower, start[0].lower)
 
 
-@descents
 def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
   params, x = random_network(shallow, 0)
   box = box_around(x, .5)
-  own = jax.jit(alpha_crown(relu_network))(params, box)
+  own = interpreted(alpha_crown(relu_network))(params, box)
   monkeypatch.setattr(alpha, '_MOST_OWN', 0)
-  shared = jax.jit(alpha_crown(relu_network))(params, box)
-  assert own.width.sum() < .99 * shared.width.sum() < .99 * jax.jit(crown(relu_network))(params, box).width.sum()
+  shared = interpreted(alpha_crown(relu_network))(params, box)
+  assert own.width.sum() < .99 * shared.width.sum() < .99 * interpreted(crown(relu_network))(params, box).width.sum()
 
 
-@descents
 @pytest.mark.parametrize('layer', ['conv', pytest.param('residual', marks=pytest.mark.slow)])
 def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkeypatch):
   def f(x):
@@ -84,10 +79,10 @@ def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkey
   def shares():
     _, found = alpha.Slopes(program, adaptive, None, Forward, None).start(inputs)
     return sum(t.size for t in jax.tree.leaves(found))
-  found, count = jax.jit(alpha_crown(f, steps=4))(box), shares()
-  assert float(found.width.sum()) < float(jax.jit(crown(f))(box).width.sum())
+  found, count = interpreted(alpha_crown(f, steps=4))(box), shares()
+  assert float(found.width.sum()) < float(interpreted(crown(f))(box).width.sum())
   monkeypatch.setattr(alpha.Slopes, '_by_windows', lambda *_: False)
-  same(found, jax.jit(alpha_crown(f, steps=4))(box))
+  same(found, interpreted(alpha_crown(f, steps=4))(box))
   assert count < .8 * shares()
 
 
@@ -97,7 +92,7 @@ def test_an_objective_says_what_is_wanted():
   box = box_around(x, .4)
   def low(bounds):
     return -jnp.minimum(bounds.lower, 1).sum()
-  before, both, lower = (jax.jit(m)(params, box) for m in (
+  before, both, lower = (interpreted(m)(params, box) for m in (
       crown(f), alpha_crown(f, steps=50), alpha_crown(f, steps=50, objective=low)))
   assert low(lower) < low(both) < low(before)
 
@@ -106,34 +101,33 @@ def test_the_tightest_of_all_steps_counts():
   """At a rate at which the last step is far worse than the first."""
   params, x = random_network(shallow, 2)
   box = box_around(x, .4)
-  wild = jax.jit(alpha_crown(relu_network, steps=4, optimizer=optax.sgd(1e3)))(params, box)
-  assert contains(jax.jit(crown(relu_network))(params, box), wild, 1e-12)
+  wild = interpreted(alpha_crown(relu_network, steps=4, optimizer=optax.sgd(1e3)))(params, box)
+  assert contains(interpreted(crown(relu_network))(params, box), wild, 1e-12)
 
 
 def test_intermediate_bounds():
   params, x = random_network(shallow, 4)
   box = box_around(x, .4)
-  bounds, inside = jax.jit(alpha_crown(relu_network, intermediates=True))(params, box)
-  start, before = jax.jit(crown(relu_network, intermediates=True))(params, box)
+  bounds, inside = interpreted(alpha_crown(relu_network, intermediates=True))(params, box)
+  start, before = interpreted(crown(relu_network, intermediates=True))(params, box)
   assert inside.bounds.keys() == before.bounds.keys()
   assert all(contains(before.bounds[i], inside.bounds[i], 1e-12) for i in before.bounds)
-  by_ibp = jax.jit(alpha_crown(relu_network, intermediate='ibp'))(params, box)
+  by_ibp = interpreted(alpha_crown(relu_network, intermediate='ibp'))(params, box)
   assert contains(by_ibp, bounds, 1e-12)
-  assert contains(jax.jit(crown(relu_network, intermediate='ibp'))(params, box), by_ibp, 1e-12)
-  assert contains(start, jax.jit(alpha_crown(relu_network, intermediate=before))(params, box), 1e-12)
+  assert contains(interpreted(crown(relu_network, intermediate='ibp'))(params, box), by_ibp, 1e-12)
+  assert contains(start, interpreted(alpha_crown(relu_network, intermediate=before))(params, box), 1e-12)
 
 
 def test_transformations_compose():
   params, x = random_network(shallow, 3)
   boxes = linf_ball(jnp.stack([x, -x, 2 * x]), .3)
   method = alpha_crown(relu_network, steps=3, lines=tight, chunk=4)
-  batched = jax.jit(jax.vmap(method, (None, 0)))(params, boxes)
-  one = jax.jit(method)(params, Interval(boxes.lower[1], boxes.upper[1]))
+  batched = interpreted(jax.vmap(method, (None, 0)))(params, boxes)
+  one = interpreted(method)(params, Interval(boxes.lower[1], boxes.upper[1]))
   np.testing.assert_allclose(batched.lower[1], one.lower, rtol=1e-9)
   np.testing.assert_allclose(batched.upper[1], one.upper, rtol=1e-9)
 
 
-@descents
 def test_gradients_are_those_of_the_last_slopes():
   params, x = random_network(shallow, 3)
   box = box_around(x, .3)
@@ -154,7 +148,7 @@ def test_gradients_are_those_of_the_last_slopes():
   def optimised(w):
     method = alpha_crown(relu_network, steps=3, optimizer=optax.adam(.25))
     return method([(w, params[0][1]), *params[1:]], box).width.sum()
-  found = jax.jit(jax.grad(optimised))(leaves[0])
+  found = interpreted(jax.grad(optimised))(leaves[0])
   np.testing.assert_allclose(found, jax.grad(of_slopes)(leaves[0]), rtol=1e-6, atol=1e-9)
   assert np.abs(found).max() > .1
 
@@ -163,17 +157,17 @@ def test_gradients_are_those_of_the_last_slopes():
 def test_balls_loops_and_functions_without_slopes(inside):
   params, x = random_network(shallow, 1)
   ball = lp_ball(x, .3, 2.)
-  found = jax.jit(alpha_crown(relu_network, steps=3))(params, ball)
-  assert contains(jax.jit(crown(relu_network))(params, ball), found, 1e-12)
+  found = interpreted(alpha_crown(relu_network, steps=3))(params, ball)
+  assert contains(interpreted(crown(relu_network))(params, ball), found, 1e-12)
 
   def loop(x):
     return jax.lax.scan(lambda c, _: (inside(c[::-1] + x), jax.nn.relu(c)), jax.nn.relu(x), length=3)
   box = box_around(x, .2)
-  found = jax.jit(alpha_crown(loop, steps=3))(box)
-  assert contains(jax.jit(crown(loop))(box), found, 1e-12)
-  assert holds(found, jax.jit(jax.vmap(loop))(samples(box, 2000)))
-  affine = jax.jit(alpha_crown(lambda x: (3 * x, x[0] - x[1])))(box)
-  assert contains(affine, ibp(lambda x: (3 * x, x[0] - x[1]), elide=True)(box), 1e-12)
+  found = interpreted(alpha_crown(loop, steps=3))(box)
+  assert contains(interpreted(crown(loop))(box), found, 1e-12)
+  assert holds(found, interpreted(jax.vmap(loop))(samples(box, 2000)))
+  affine = interpreted(alpha_crown(lambda x: (3 * x, x[0] - x[1])))(box)
+  assert contains(affine, interpreted(ibp(lambda x: (3 * x, x[0] - x[1]), elide=True))(box), 1e-12)
 
 
 def test_bad_arguments():
@@ -194,7 +188,7 @@ def test_bounds_of_the_best_step_are_kept_to_the_last_bit():
     return jnp.exp(x[0]) + jnp.exp(-x[1]) - 1.
   l, u = (jnp.asarray(a, jnp.float32) for a in ([-48.01, -22.66], [13.77, 43.09]))
   for options in (dict(), dict(objective=lambda b: b.lower, round_outward=True)):
-    bound = jax.jit(alpha_crown(f, steps=6, **options))(Interval(l, u))
+    bound = interpreted(alpha_crown(f, steps=6, **options))(Interval(l, u))
     assert float(bound.lower) <= float(jnp.exp(l[0]) + jnp.exp(-u[1]) - 1)
 
 
@@ -204,7 +198,7 @@ def test_casts_predicates_and_mixed_precisions():
     y = jax.nn.relu(jax.nn.relu(w @ x).astype(jnp.bfloat16)).astype(jnp.float32)
     return y > 0, y, (y * 2).astype(jnp.bfloat16)
   box = box_around(jnp.asarray([.3, -.2, .1], jnp.float32), jnp.float32(.2))
-  found, start = jax.jit(alpha_crown(f, steps=2))(box), jax.jit(crown(f))(box)
+  found, start = interpreted(alpha_crown(f, steps=2))(box), interpreted(crown(f))(box)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(start), strict=True):
     assert a.dtype == b.dtype
   assert contains(start[1], found[1], 1e-6)
@@ -218,5 +212,5 @@ def test_scans_in_chunks(outputs):
     z = jax.nn.relu(h - .2)
     return [z - h, h[:1] * 3 - z[:1]][:outputs]
   box = box_around(jnp.asarray([.3, -.2, .1, .5]), .2)
-  found = jax.jit(alpha_crown(f, steps=1, chunk=1))(box)
-  assert contains(jax.jit(crown(f))(box), found, 1e-12)
+  found = interpreted(alpha_crown(f, steps=1, chunk=1))(box)
+  assert contains(interpreted(crown(f))(box), found, 1e-12)

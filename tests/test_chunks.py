@@ -1,4 +1,5 @@
 """Rows by chunks: needed ones are computed, as often as chunks need, and derivatives are those of all."""
+import functools
 import itertools
 
 import hypothesis
@@ -9,6 +10,7 @@ import pytest
 from checks import holds, samples
 from hypothesis import given
 from hypothesis import strategies as st
+from interpreted import interpreted
 
 from ibpjax import crown, ibp, linf_ball
 from ibpjax.chunks import over_rows
@@ -58,7 +60,7 @@ def test_derivatives_are_those_of_all_rows(derivative, at):
       found = rows_of(scale, **options)
       return jnp.sum(found['square'][needed]) + jnp.sum(found['both'][needed] ** 2)
     return derivative(f)
-  found, every = (jax.jit(total(options))(jnp.asarray(at)) for options in (dict(chunk=2, needed=needed), {}))
+  found, every = (interpreted(total(options))(jnp.asarray(at)) for options in (dict(chunk=2, needed=needed), {}))
   np.testing.assert_allclose(found, every, rtol=1e-12)
 
 
@@ -86,15 +88,15 @@ def test_crown_by_chunks_is_crown_at_once():
 
   def spread(w, x, eps, chunk):
     return jnp.sum(crown(network, chunk=chunk)(w, linf_ball(x, eps)).width)
-  found, every = (jax.jit(jax.vmap(jax.value_and_grad(lambda w, x, eps, c=chunk: spread(w, x, eps, c)), (None, 0, 0)))(
-      w, xs, jnp.asarray([.01, .05, .1, .3])) for chunk in (5, 100))
+  slopes = [jax.value_and_grad(functools.partial(spread, chunk=chunk)) for chunk in (5, 100)]
+  found, every = (interpreted(jax.vmap(f, (None, 0, 0)))(w, xs, jnp.asarray([.01, .05, .1, .3])) for f in slopes)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, every)
 
 
 def test_neurons_that_interval_arithmetic_decides_keep_its_bounds():
   w, box = weights(0), linf_ball(jnp.asarray(np.random.default_rng(0).normal(size=6)), .1)
-  _, interval = ibp(network, intermediates=True)(w, box)
-  bounds, found = crown(network, intermediates=True)(w, box)
+  _, interval = interpreted(ibp(network, intermediates=True))(w, box)
+  bounds, found = interpreted(crown(network, intermediates=True))(w, box)
   decided = 0
   for i, x in found.bounds.items():
     certain = (x.lower >= 0) | (x.upper <= 0)

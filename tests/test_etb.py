@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import box_around, holds, samples
+from interpreted import interpreted
 from networks import convolutional, dense, random_network, residual
 from test_exact import exact
 
@@ -49,7 +50,7 @@ def test_range_lies_inside_in_expectation_over_the_signs_of_the_output_weights()
     params = [first, (jnp.asarray(signs * magnitudes), jnp.zeros(len(signs)))]
     box = box_around(x, (.3, 1., 3.)[seed % 3])
     lower, upper, _ = exact(params, np.asarray(box.lower), np.asarray(box.upper))
-    found = etb(block)(params, box)
+    found = interpreted(etb(block))(params, box)
     gaps += [np.mean(np.asarray(found.upper) - upper), np.mean(lower - np.asarray(found.lower))]
     missed.append(np.mean(np.asarray(found.upper) < upper - 1e-9))
   assert min(gaps) > -1e-9
@@ -66,11 +67,11 @@ def test_width_beside_ibp_grows_with_the_root_of_the_width(k, rho):
     params, x = random_block(seed, n, k, 16)
     eps = rho / (n * (2 / np.pi) ** .5 / n ** .5)
     box = box_around(x, eps)
-    hidden = ibpjax.ibp(lambda p, x: p[0][0] @ x)(params, box)
+    hidden = interpreted(ibpjax.ibp(lambda p, x: p[0][0] @ x))(params, box)
     alive = np.asarray(hidden.upper >= 0)
     radius = np.asarray((jax.nn.relu(hidden.upper) - jax.nn.relu(hidden.lower)) / 2)[alive]
     predicted.append(radius.mean() / np.asarray(hidden.radius)[alive].mean() * (2 * alive.sum() / np.pi) ** .5)
-    by_ibp, by_etb = ibpjax.ibp(block)(params, box), etb(block)(params, box)
+    by_ibp, by_etb = interpreted(ibpjax.ibp(block))(params, box), interpreted(etb(block))(params, box)
     ratios.append(float(by_ibp.radius.mean() / by_etb.radius.mean()))
   assert abs(np.mean(ratios) / np.mean(predicted) - 1) < .03
 
@@ -80,12 +81,12 @@ def test_smallest_examples():
   box = Interval(jnp.array([-1.]), jnp.array([1.]))
   def ends(x):
     return float(x.lower[0]), float(x.upper[0])
-  assert ends(etb(absolute)(box)) == (0, 0)
-  assert ends(ibpjax.ibp(absolute)(box)) == (0, 1)  # which knows functions of one value
+  assert ends(interpreted(etb(absolute))(box)) == (0, 0)
+  assert ends(interpreted(ibpjax.ibp(absolute))(box)) == (0, 1)  # which knows functions of one value
   assert ends(etb_companion(absolute)(box).sound) == (0, 2)
   assert ends(etb_companion(absolute, slopes='chord')(box).sound) == (0, 1)
-  np.testing.assert_allclose(ends(etb(lambda x: jax.nn.relu(x - .9))(box)), (-1.9, .1), atol=1e-12)
-  np.testing.assert_allclose(ends(ibpjax.ibp(lambda x: jax.nn.relu(x - .9))(box)), (0, .1), atol=1e-12)
+  np.testing.assert_allclose(ends(interpreted(etb(lambda x: jax.nn.relu(x - .9)))(box)), (-1.9, .1), atol=1e-12)
+  np.testing.assert_allclose(ends(interpreted(ibpjax.ibp(lambda x: jax.nn.relu(x - .9)))(box)), (0, .1), atol=1e-12)
 
 
 @pytest.mark.parametrize('name', KINDS)
@@ -95,7 +96,7 @@ def test_exact_where_no_unit_is_unstable(name):
   values = np.asarray(jax.vmap(functools.partial(f, params))(samples(box, 300)))
   jacobian = jax.jacrev(f, 1)(params, x)
   for name, options in READINGS.items():
-    bounds = jax.jit(etb(f, **options))(params, box)
+    bounds = interpreted(etb(f, **options))(params, box)
     if name != 'V3':  # which goes from box to box
       np.testing.assert_allclose(bounds.radius, jnp.abs(jacobian) @ box.radius, rtol=1e-9)
     assert holds(Interval(bounds.lower, bounds.upper), values)
@@ -147,9 +148,9 @@ def test_the_three_readings_are_the_recursions(depth, radius):
   r = np.full(5, radius)
   for name, expected in (('V1', recursion(params, x, r, 'etb')), ('V2', recursion(params, x, r, 'ibp')),
                          ('V3', boxes(params, x, r))):
-    found = etb(f, **READINGS[name])(params, box)
+    found = interpreted(etb(f, **READINGS[name]))(params, box)
     np.testing.assert_allclose((found.lower, found.upper), expected, rtol=1e-6, err_msg=name)
-    centred = etb(f, centre='network', **READINGS[name])(params, box)
+    centred = interpreted(etb(f, centre='network', **READINGS[name]))(params, box)
     np.testing.assert_allclose(centred.radius, found.radius, rtol=1e-9)
     np.testing.assert_allclose(centred.centre, f(params, box.centre), rtol=1e-9)
 
@@ -166,12 +167,12 @@ def test_composition_equals_the_dense_jacobian(name):
   f = KINDS[name]
   params, x = random_network(f, 3)
   box, relu = box_around(x, .15), functools.partial(f, activation=jax.nn.relu)
-  _, inside = ibpjax.ibp(relu, intermediates=True)(params, box)
+  _, inside = interpreted(ibpjax.ibp(relu, intermediates=True))(params, box)
   masks = [(b.upper >= 0).astype(x.dtype) for b in inside.bounds.values()]
   assert any(not m.all() for m in masks)
   jacobian = jax.jacrev(lambda x: masked(f, params, x, masks))(x)
   centre, radius = masked(f, params, x, masks), jnp.abs(jacobian) @ box.radius
-  found = etb(relu, masks='ibp')(params, box)
+  found = interpreted(etb(relu, masks='ibp'))(params, box)
   np.testing.assert_allclose((found.lower, found.upper), (centre - radius, centre + radius), rtol=1e-6)
 
 
@@ -181,7 +182,7 @@ def test_the_part_left_out_of_a_block():
   params, x = random_block(0, 5, 12, 4)
   (first, _), (second, _) = params
   box = box_around(x, .5)
-  hidden = ibpjax.ibp(lambda x: first @ x)(box)
+  hidden = interpreted(ibpjax.ibp(lambda x: first @ x))(box)
   unstable = np.asarray((hidden.lower < 0) & (hidden.upper > 0))
   assert 2 <= unstable.sum() < 12
   found = etb_companion(block)(params, box)
@@ -202,7 +203,7 @@ def test_expected_interval_widened_by_the_slack_is_the_sound_one(name):
   f, (params, x) = functools.partial(KINDS[name], activation=jax.nn.relu), random_network(KINDS[name], 1)
   box = box_around(x, .4)
   for options in (dict(masks='ibp'), dict(masks='sound')):
-    found, plain = etb_companion(f, **options)(params, box), etb(f, **options)(params, box)
+    found, plain = etb_companion(f, **options)(params, box), interpreted(etb(f, **options))(params, box)
     downs, ups = zip(*found.slack.values(), strict=True)
     assert len(downs) == len(found.sources) == {'dense': 3, 'residual': 4, 'convolutional': 2}[name]
     np.testing.assert_allclose((found.expected.lower, found.expected.upper), (plain.lower, plain.upper), rtol=1e-12)
@@ -214,7 +215,7 @@ def test_expected_interval_widened_by_the_slack_is_the_sound_one(name):
 def test_companions_hold_the_exact_range():
   """On 120 networks of 17 neurons, by mixed-integer programming; chords are not far from it where boxes are small."""
   f = functools.partial(dense, activation=jax.nn.relu)
-  run = jax.jit(lambda p, box: {k: etb_companion(f, **options)(p, box).sound for k, options in COMPANIONS.items()})
+  run = interpreted(lambda p, box: {k: etb_companion(f, **options)(p, box).sound for k, options in COMPANIONS.items()})
   loose = {name: [] for name in COMPANIONS}
   for seed in range(120):
     params, x = random_network(dense, seed)
@@ -238,14 +239,14 @@ def test_companions_of_chords_are_crown_with_parallel_lines(name):
     pairs = [(dict(masks='ibp'), dict(intermediate='ibp')), (dict(masks='sound', intersect=True), dict(intersect=True))]
     for options, crown in pairs[:1 if name == 'residual' else 2]:  # there crown skips walks of which intervals profit
       found = etb_companion(f, slopes='chord', **options)(params, box).sound
-      other = ibpjax.crown(f, lines=parallel, **crown)(params, box)
+      other = interpreted(ibpjax.crown(f, lines=parallel, **crown))(params, box)
       np.testing.assert_allclose((found.lower, found.upper), (other.lower, other.upper), rtol=1e-7, err_msg=str(crown))
 
 
 @pytest.mark.parametrize('name', KINDS)
 def test_companions_hold_samples_of_deeper_networks(name):
   f = functools.partial(KINDS[name], activation=jax.nn.relu)
-  values = jax.jit(jax.vmap(f, (None, 0)))
+  values = interpreted(jax.vmap(f, (None, 0)))
   for seed in range(3):
     params, x = random_network(KINDS[name], seed)
     for radius in (.05, .5):
@@ -262,7 +263,7 @@ def test_thresholds_other_than_zero():
   f = lambda x: jnp.array([[1., -2., .5]]) @ jnp.maximum(c, 2 * x)
   for centre in (jnp.array([-.2, .1, .3]), jnp.array([2., -3., .1])):
     box = box_around(centre, .4)
-    values = jax.jit(jax.vmap(f))(samples(box, 500))
+    values = interpreted(jax.vmap(f))(samples(box, 500))
     for options in COMPANIONS.values():
       bound = etb_companion(f, **options)(box).sound
       assert holds(bound, values)
@@ -276,7 +277,7 @@ def test_several_maxima_on_one_value():
                lambda x: jax.nn.relu(x) - jnp.maximum(-.3, x) + jnp.maximum(x, -jnp.inf)]
   box = Interval(jnp.full(3, -1.), jnp.full(3, 1.))
   for f in functions:
-    values = jax.jit(jax.vmap(f))(samples(box, 300))
+    values = interpreted(jax.vmap(f))(samples(box, 300))
     for options in COMPANIONS.values():
       bound = etb_companion(f, **options)(box).sound
       assert holds(bound, values)
@@ -295,11 +296,11 @@ def test_batches_and_compilation_change_nothing(options):
   params, x = random_network(convolutional, 0)
   xs = jnp.stack([x, 2 * x, x - 1])
   one = lambda params, x: etb(f, **options)(params, box_around(x, .1))
-  batch = jax.jit(jax.vmap(one, (None, 0)))(params, xs)
+  batch = interpreted(jax.vmap(one, (None, 0)))(params, xs)
   for i, x in enumerate(xs):
     single = one(params, x)
     np.testing.assert_allclose((batch.lower[i], batch.upper[i]), (single.lower, single.upper), rtol=1e-9)
-  chunked = etb(f, chunk=2, **options)(params, box_around(x, .1))
+  chunked = interpreted(etb(f, chunk=2, **options))(params, box_around(x, .1))
   np.testing.assert_allclose((chunked.lower, chunked.upper), (single.lower, single.upper), rtol=1e-9)
 
 
@@ -310,13 +311,12 @@ def test_gradients_are_those_of_finite_differences(transformation):
   params, x = random_network(dense, 4)
   direction = jax.tree.map(lambda a: jnp.asarray(np.random.default_rng(0).normal(size=a.shape)), params)
 
-  @jax.jit
   def loss(t):
     moved = jax.tree.map(lambda a, d: a + t * d, params, direction)
     found = transformation(f)(moved, box_around(x, .1))
     return jnp.sum(jnp.sin(found.upper) + found.lower ** 2)
-  h = 1e-6
-  np.testing.assert_allclose(jax.grad(loss)(0.), (loss(h) - loss(-h)) / (2 * h), rtol=1e-5)
+  both, h = interpreted(jax.value_and_grad(loss)), 1e-6
+  np.testing.assert_allclose(both(0.)[1], (both(h)[0] - both(-h)[0]) / (2 * h), rtol=1e-5)
 
 
 def test_gradients_of_companions_reach_slopes_and_slack():
@@ -324,17 +324,17 @@ def test_gradients_of_companions_reach_slopes_and_slack():
   params, x = random_network(dense, 4)
   for options in COMPANIONS.values():
     bound = etb_companion(f, **options)
-    loss = jax.jit(functools.partial(lambda bound, eps: bound(params, box_around(x, eps)).sound.width.sum(), bound))
-    h = 1e-6
-    np.testing.assert_allclose(jax.grad(loss)(.2), (loss(.2 + h) - loss(.2 - h)) / (2 * h), rtol=1e-5)
-    assert np.isfinite(jax.grad(loss)(0.))
+    loss = functools.partial(lambda bound, eps: bound(params, box_around(x, eps)).sound.width.sum(), bound)
+    both, h = interpreted(jax.value_and_grad(loss)), 1e-6
+    np.testing.assert_allclose(both(.2)[1], (both(.2 + h)[0] - both(.2 - h)[0]) / (2 * h), rtol=1e-5)
+    assert np.isfinite(both(0.)[1])
 
 
 # ---------------------------------------------------------------------------------- refusals
 def test_expected_intervals_are_refused_where_bounds_are_needed():
   params, x = random_network(dense, 0)
   f = functools.partial(dense, activation=jax.nn.relu)
-  found = etb(f)(params, box_around(x, .1))
+  found = interpreted(etb(f))(params, box_around(x, .1))
   assert isinstance(found, ExpectedInterval)
   assert not isinstance(found, Interval)
   with pytest.raises(TypeError, match=r'argument 0 is an ExpectedInterval, no bound'):

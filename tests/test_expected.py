@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpreted import interpreted
 from networks import classifier, dense
 
 import ibpjax
@@ -111,7 +112,7 @@ def linear(params, x):
 def test_guards_see_a_network_that_games_the_bound():
   """relu(z) + relu(-z) = |z| has ETB radius 0: attacks lower margins by more than is expected."""
   w, xs, labels, eps = jnp.array([[1., 0.], [0., 0.], [-1., 0.]]) * .2, jnp.full((4, 2), .5), jnp.zeros(4, int), .1
-  run = jax.jit(functools.partial(expectations, linear))
+  run = interpreted(functools.partial(expectations, linear))
   for bump, honest in ((0., True), (8., False)):
     points = jnp.full((4, 2), .5).at[:, 0].add(-eps)
     found = run((w, jnp.asarray(bump)), xs, labels, eps, points)
@@ -131,7 +132,7 @@ def test_rounding_refutes_nothing():
   w = jnp.asarray(rng.normal(size=(10, 784)), jnp.float32)
   xs, labels = jnp.asarray(rng.uniform(.2, .8, (50, 784)), jnp.float32), jnp.arange(50) % 10
   affine = lambda w, x: w @ x
-  run = jax.jit(functools.partial(expectations, affine))
+  run = interpreted(functools.partial(expectations, affine))
   for eps in (0., .1):
     points, _ = pgd(affine, w, xs, labels, eps, jax.random.key(0), steps=5)
     says = drops(run(w, xs, labels, eps, points))
@@ -143,7 +144,7 @@ def test_rounding_refutes_nothing():
 def test_slack_is_what_lies_between_expected_and_sound():
   params, images, labels = problem(5)
   points, _ = pgd(f, params, images, labels, .1, jax.random.key(0))
-  found = jax.jit(functools.partial(expectations, f))(params, images, labels, .1, points)
+  found = interpreted(functools.partial(expectations, f))(params, images, labels, .1, points)
   for i, k in enumerate(found['expected'].argmin(-1)):
     assert float(found['slack'][i].sum()) == pytest.approx(float(found['expected'][i, k] - found['mask'][i, k]))
   assert found['slack'].shape == (6, 2)
@@ -161,5 +162,5 @@ def test_a_model_with_batch_norm_is_trained_and_watched():
   logits, batch = model.with_statistics(images)
   one = lambda params, x: params[0](x[None], params[1])[0]
   for objective in (training.etb_objective, training.companion_objective):
-    loss, _ = jax.jit(functools.partial(objective, one))((model, batch), logits, images, labels, .05, None)
+    loss, _ = interpreted(functools.partial(objective, one))((model, batch), logits, images, labels, .05, None)
     assert np.isfinite(loss)

@@ -7,6 +7,7 @@ import pytest
 from checks import holds, samples
 from hypothesis import given
 from images import LAYERS, NETWORKS, SEEDS, between, conv, image, network, same, sparingly
+from interpreted import interpreted
 from jax import lax
 
 from ibpjax import Interval, adaptive, forms, lbp, linear_bounds, linf_ball, lp_ball, tight
@@ -24,7 +25,7 @@ def whole(f, **options):
 
 
 def agree(f, x, **options):
-  one, other = jax.jit(lambda x: (lbp(f, **options)(x), whole(f, **options)(x)))(x)
+  one, other = interpreted(lambda x: (lbp(f, **options)(x), whole(f, **options)(x)))(x)
   same(one, other)
 
 
@@ -75,7 +76,7 @@ def test_random_networks_of_images(layers, seed):
   box = linf_ball(x, .05)
   agree(f, box)
   points = samples(box, 50, seed)
-  assert holds(jax.jit(lbp(f))(box), jax.vmap(f)(points))
+  assert holds(interpreted(lbp(f))(box), jax.vmap(f)(points))
 
 
 @pytest.mark.parametrize('axes', [('NWC', 'WIO', 'NWC'), ('NDHWC', 'DHWIO', 'NDHWC'), ('CWN', 'OWI', 'WNC')])
@@ -102,7 +103,7 @@ def test_examples_beside_each_other_have_windows_of_their_own():
 
 
 def test_results_without_elements():
-  bounds = lbp(lambda x: conv(x, 1).reshape(-1) @ jnp.zeros((40, 0)), elide=False)(linf_ball(image(), .1))
+  bounds = interpreted(lbp(lambda x: conv(x, 1).reshape(-1) @ jnp.zeros((40, 0)), elide=False))(linf_ball(image(), .1))
   assert bounds.lower.shape == (0,)
 
 
@@ -110,9 +111,9 @@ def test_linear_bounds_are_those_of_whole_inputs():
   def f(x):
     return jax.nn.relu(conv(jax.nn.relu(conv(x, 1)), 2)).sum((0, 1))
   x = linf_ball(image(), .1)
-  found, bounds = jax.jit(lambda x: (linear_bounds(f, method='lbp')(x), lbp(f, elide=False, lines=adaptive)(x)))(x)
+  found, bounds = interpreted(lambda x: (linear_bounds(f, method='lbp')(x), lbp(f, elide=False, lines=adaptive)(x)))(x)
   points = samples(x, 300)
-  truth = jax.jit(jax.vmap(f))(points)
+  truth = interpreted(jax.vmap(f))(points)
   assert (jax.vmap(found.lower)(points) <= truth + 1e-9).all()
   assert (truth <= jax.vmap(found.upper)(points) + 1e-9).all()
   for line, end, sign in ((found.lower, bounds.lower, 1), (found.upper, bounds.upper, -1)):

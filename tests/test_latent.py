@@ -8,6 +8,7 @@ import optax
 import pytest
 from checks import box_around, samples
 from flax import nnx
+from interpreted import interpreted
 from networks import classifier
 
 from ibpjax import certify, ibp, linf_ball, margins, training
@@ -70,8 +71,8 @@ def test_through_one_layer_attacks_find_the_bounds_and_their_gradients():
   def bounded(params):
     one = lambda params, x, y: margins(f(params, x), y)
     return jax.vmap(ibp(one, elide=True), (None, 0, 0))(params, box, LABELS).lower
-  (_, found), slope = jax.jit(jax.value_and_grad(functools.partial(total, attacked), has_aux=True))(state)
-  (_, bound), gradient = jax.jit(jax.value_and_grad(functools.partial(total, bounded), has_aux=True))(state)
+  (_, found), slope = interpreted(jax.value_and_grad(functools.partial(total, attacked), has_aux=True))(state)
+  (_, bound), gradient = interpreted(jax.value_and_grad(functools.partial(total, bounded), has_aux=True))(state)
   np.testing.assert_allclose(found, bound, rtol=1e-4, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), slope, gradient)
 
@@ -79,7 +80,7 @@ def test_through_one_layer_attacks_find_the_bounds_and_their_gradients():
 def test_attacks_inside_lie_between_attacks_and_bounds():
   params, box = parameters(), linf_ball(IMAGES, EPS, 0., 1.)
   one = lambda params, x, y: margins(f(params, x), y)
-  bound = jax.jit(jax.vmap(ibp(one, elide=True), (None, 0, 0)))(params, box, LABELS).lower
+  bound = interpreted(jax.vmap(ibp(one, elide=True), (None, 0, 0)))(params, box, LABELS).lower
   found = jax.jit(lambda params: attacked_inside(*training.halves(1), params, box, LABELS, KEY, 20))(params)
   assert (found >= bound - 1e-5).all()
   assert (found > bound + .01).any()
@@ -97,7 +98,7 @@ def outcome(objective, **kwargs):
     model = nnx.merge(graphdef, state)
     logits, stats = model.with_statistics(IMAGES)
     return objective(f, (model, stats), logits, IMAGES, LABELS, EPS, KEY, **kwargs)
-  (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
+  (value, metrics), gradient = interpreted(jax.value_and_grad(loss, has_aux=True))(state)
   return float(value), {k: float(v) for k, v in metrics.items()}, gradient
 
 
@@ -148,7 +149,7 @@ def test_losses_are_smoothed_over_weights():
   step = functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=lambda s: .03,
                            kappa=lambda s: .5)
   batch = IMAGES, LABELS
-  after, metrics = jax.jit(functools.partial(step, weight_noise=.2, weight_samples=3))(state, batch, KEY)
+  after, metrics = interpreted(functools.partial(step, weight_noise=.2, weight_samples=3))(state, batch, KEY)
   losses, moves = [], []
   for noise, _ in jax.random.split(jax.random.split(KEY, 3)[1], (3, 2)):
     moved = training.TrainState(_perturbed(state.params, noise, .2), state.batch_stats, state.opt_state, state.step)

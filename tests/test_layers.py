@@ -10,6 +10,7 @@ import pytest
 from cases import regrouped
 from checks import box_around, extremal, holds, in_batches, leaves, samples, shrunk, widest_ratio
 from flax import nnx
+from interpreted import interpreted
 
 from ibpjax import Interval, ibp
 
@@ -187,7 +188,7 @@ def test_layer(name):
   layer = LAYERS[name]
   f, close = layer.make(), dict(rtol=layer.precision, atol=layer.precision)
   x = np.random.default_rng(1).normal(size=layer.shape)
-  values, bound, again = in_batches(f), jax.jit(ibp(f)), jax.jit(lambda x: regrouped(f, x))
+  values, bound, again = in_batches(f), interpreted(ibp(f)), interpreted(lambda x: regrouped(f, x))
   value, = values(x[None])
   for a, b in zip(again(x), leaves(value), strict=True):
     np.testing.assert_allclose(a, b, **close)

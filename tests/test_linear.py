@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import AFFINE, CASES, centre_of, sparingly
 from checks import box_around, contains, holds, in_batches, inside, samples, widest_ratio
+from interpreted import interpreted
 from networks import ACTIVATIONS, NETWORKS, dense, random_network
 
 from ibpjax import Interval, adaptive, constant, crown, ibp, lbp, linear_bounds, linf_ball, lp_ball, tight
@@ -33,18 +34,17 @@ FLOATS = [name for name, case in CASES.items() if any(bounded_outputs(case.f, ce
 
 
 @functools.cache
-def compiled(name):
+def bounds_of(name):
   """box -> linear bounds of a case by full CROWN with adaptive lines and by LBP with tight ones, and its IBP bounds."""
   f = floats(CASES[name].f)
-  return jax.jit(lambda box: (linear_bounds(f)(box), linear_bounds(f, method='lbp', lines=tight)(box),
+  return interpreted(lambda box: (linear_bounds(f)(box), linear_bounds(f, method='lbp', lines=tight)(box),
                               ibp(f, elide=name in AFFINE)(box)))
 
 
 @functools.cache
 def values(name):
   """What a case computes at 1000 samples of a box; many tests, one compilation."""
-  f = jax.jit(jax.vmap(floats(CASES[name].f)))
-  return lambda points: [np.asarray(y) for y in f(points)]
+  return interpreted(jax.vmap(floats(CASES[name].f)))
 
 
 def at(affine, points):
@@ -65,7 +65,7 @@ def test_the_function_lies_between_its_linear_bounds(name):
   for seed, radius in enumerate(case.radii):
     box = box_around(centre_of(case, seed), radius)
     points = samples(box, 1000, seed)
-    *found, _ = jax.device_get(compiled(name)(box))
+    *found, _ = bounds_of(name)(box)
     for bounds in found:
       for bound, value in zip(bounds, values(name)(points), strict=True):
         lower, upper = at(bound.lower, points), at(bound.upper, points)
@@ -80,7 +80,7 @@ def test_linear_bounds_are_not_vacuous(name):
   """At radius 1e-3 no wider than twice the range, or than interval bounds where these are loose themselves."""
   box = box_around(centre_of(CASES[name]), 1e-3)
   reached = values(name)(samples(box, 1000))
-  *found, plain = jax.device_get(compiled(name)(box))
+  *found, plain = bounds_of(name)(box)
   allowed = max(2., 1.05 * widest_ratio(plain, reached))
   for bounds in found:
     for bound, value in zip(bounds, reached, strict=True):
@@ -103,7 +103,7 @@ def test_unbounded_values_inside(f):
   x = np.array([.5, -.2, 1., .1, -2., .3])
   box = Interval(x - .4, x + .4)
   values = in_batches(g)(samples(box, 3000))
-  plain, *found = jax.jit(lambda box: [m(box) for m in (ibp(g), crown(g, intermediate='ibp'), crown(g), lbp(g))])(box)
+  plain, *found = (interpreted(m)(box) for m in (ibp(g), crown(g, intermediate='ibp'), crown(g), lbp(g)))
   for bound in found:
     assert not np.any(np.isnan(bound.lower) | np.isnan(bound.upper))
     assert np.all(np.isnan(values) | inside(bound, values))
@@ -118,8 +118,8 @@ def test_tight_lines_give_the_order_of_theorem_2(network, activation):
   """IBP <= LBP, CROWN-IBP <= CROWN-LBP <= CROWN (Lyu et al. 2021), on 450 networks; all of them sound."""
   def f(params, x):
     return network(params, x, ACTIVATIONS[activation])
-  bounds = jax.jit(lambda params, box: [m(params, box) for m in methods(f)])
-  values = jax.jit(jax.vmap(f, (None, 0)))
+  bounds = interpreted(lambda params, box: [m(params, box) for m in methods(f)])
+  values = interpreted(jax.vmap(f, (None, 0)))
   improved = 0
   for seed in range(50):
     params, x = random_network(network, seed)
@@ -160,12 +160,12 @@ def unrolled(params, x, row, boxes):
 
 
 def test_the_backward_walk_is_one_vjp_of_the_network():
-  bounded = jax.jit(crown(functools.partial(dense, activation=jax.nn.relu), lines=tight, intermediates=True))
+  bounded = interpreted(crown(functools.partial(dense, activation=jax.nn.relu), lines=tight, intermediates=True))
   for seed in range(20):
     params, x = random_network(dense, seed)
     box = box_around(x, .2)
     bound, found = bounded(params, box)
-    boxes = [(b.lower, b.upper) for b in found.bounds.values()]
+    boxes = [(jnp.asarray(b.lower), jnp.asarray(b.upper)) for b in found.bounds.values()]
     for i in range(2):
       row = jnp.eye(2)[i]
       np.testing.assert_allclose(bound.lower[i], unrolled(params, box, row, boxes), rtol=1e-10)
@@ -179,10 +179,12 @@ def small(params, x):
 def test_transformations_compose():
   params, x = random_network(dense, 3)
   boxes = linf_ball(jnp.stack([x, -x, 2 * x]), .1)
-  for method in (lbp(small), crown(small), crown(small, intermediate='ibp'), crown(small, intermediate='lbp', chunk=2)):
-    batched = jax.jit(jax.vmap(method, (None, 0)))(params, boxes)
+  for method, run in (
+      (lbp(small), interpreted), (crown(small), jax.jit), (crown(small, intermediate='ibp'), interpreted),
+      (crown(small, intermediate='lbp', chunk=2), jax.jit)):
+    batched, single = run(jax.vmap(method, (None, 0)))(params, boxes), interpreted(method)
     for i in range(3):
-      one = method(params, Interval(boxes.lower[i], boxes.upper[i]))
+      one = single(params, Interval(boxes.lower[i], boxes.upper[i]))
       np.testing.assert_allclose(batched.lower[i], one.lower, rtol=1e-10)
       np.testing.assert_allclose(batched.upper[i], one.upper, rtol=1e-10)
 
@@ -195,7 +197,7 @@ def test_gradients_are_those_of_finite_differences(lines):
       def moved(a):
         return a + t * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape)
       return method(jax.tree.map(moved, params), linf_ball(x, eps)).lower.sum()
-    both, d = jax.jit(jax.value_and_grad(loss, (0, 1))), 1e-6
+    both, d = interpreted(jax.value_and_grad(loss, (0, 1))), 1e-6
     _, slopes = both(0., .1)
     for slope, (t, e) in zip(slopes, ((d, 0.), (0., d)), strict=True):
       np.testing.assert_allclose(slope, (both(t, .1 + e)[0] - both(-t, .1 - e)[0]) / (2 * d), rtol=1e-4)
@@ -205,7 +207,7 @@ def test_gradients_are_finite_on_dead_units_and_points():
   params, x = random_network(dense, 5)
   dead = [(0 * w, 0 * b - float(i == 1)) for i, (w, b) in enumerate(params)]
   for method in (lbp(small), crown(small), crown(small, intermediate='lbp')):
-    gradient = jax.jit(jax.grad(lambda p, eps, method=method: method(p, linf_ball(0 * x, eps)).lower.sum()))
+    gradient = interpreted(jax.grad(lambda p, eps, method=method: method(p, linf_ball(0 * x, eps)).lower.sum()))
     for weights, eps in itertools.product((params, dead), (0., .1)):
       slopes = gradient(weights, eps)
       assert all(np.isfinite(g).all() for g in jax.tree.leaves(slopes))
@@ -227,7 +229,7 @@ def test_balls_are_tighter_than_their_hulls_and_sound():
   steps = rng.normal(size=(2000, 3))
   points = x[None] + jnp.asarray(.3 * steps / np.linalg.norm(steps, axis=1, keepdims=True))
   for method in methods(small)[1:]:
-    ball, box = method(params, lp_ball(x, .3)), method(params, linf_ball(x, .3))
+    ball, box = (interpreted(method)(params, near(x, .3)) for near in (lp_ball, linf_ball))
     assert holds(ball, jax.vmap(small, (None, 0))(params, points))
     assert float(ball.width.sum()) < .95 * float(box.width.sum())
 
@@ -235,7 +237,7 @@ def test_balls_are_tighter_than_their_hulls_and_sound():
 def test_perturbed_weights():
   params, x = random_network(dense, 4)
   boxes = [tuple(linf_ball(a, .01) for a in params[0]), *params[1:]]
-  found = jax.jit(lambda boxes, x: [method(boxes, x) for method in methods(small)])(boxes, linf_ball(x, .02))
+  found = interpreted(lambda boxes, x: [method(boxes, x) for method in methods(small)])(boxes, linf_ball(x, .02))
   rng = np.random.default_rng(0)
   signs = [jnp.asarray(rng.choice([-1., 1.], (500, *a.shape))) for a in (*params[0], x)]
 
@@ -251,8 +253,8 @@ def test_rows_are_bounded_as_functionals():
   params, x = random_network(dense, 6)
   rows = jnp.array([[1., -1.], [0., 2.], [.5, .5]])
   box = linf_ball(x, .1)
-  merged = crown(lambda params, x: rows @ small(params, x))(params, box)
-  found = crown(small, rows=rows)(params, box)
+  merged = interpreted(crown(lambda params, x: rows @ small(params, x)))(params, box)
+  found = interpreted(crown(small, rows=rows))(params, box)
   np.testing.assert_allclose(found.lower, merged.lower, rtol=1e-10)
   np.testing.assert_allclose(found.upper, merged.upper, rtol=1e-10)
   with pytest.raises(ValueError, match=r'rows have shape \(3, 3\); for an output of shape \(2,\)'):
@@ -262,15 +264,17 @@ def test_rows_are_bounded_as_functionals():
 def test_intermediate_bounds_go_in_and_come_out():
   params, x = random_network(dense, 7)
   box = linf_ball(x, .2)
-  whole, found = crown(small, lines=tight, intermediates=True)(params, box)
-  again = crown(small, intermediate=found, lines=tight)(params, box)
+  whole, found = interpreted(crown(small, lines=tight, intermediates=True))(params, box)
+
+  def given(found, params, box):
+    return crown(small, intermediate=found, lines=tight)(params, box)
+  again = interpreted(given)(found, params, box)
   np.testing.assert_allclose(again.lower, whole.lower, rtol=1e-12)
-  by_name = crown(small, intermediate='lbp', lines=tight)(params, box)
-  by_method = crown(small, intermediate=lbp, lines=tight)(params, box)
+  by_name, by_method = (interpreted(crown(small, intermediate=how, lines=tight))(params, box) for how in ('lbp', lbp))
   np.testing.assert_array_equal(by_name.lower, by_method.lower)
   first = next(iter(found.bounds))
   split = Interval(found.bounds[first].lower, jnp.minimum(found.bounds[first].upper, 0))
-  halves = crown(small, intermediate=type(found)(found.bounds | {first: split}), lines=tight)(params, box)
+  halves = interpreted(given)(type(found)(found.bounds | {first: split}), params, box)
   assert float(halves.width.sum()) < float(whole.width.sum())
   with pytest.raises(ValueError, match="intermediate is 'exact'; it is one of crown, ibp, lbp"):
     crown(small, intermediate='exact')
@@ -287,12 +291,12 @@ def test_linear_bounds_of_a_network():
   named = {'crown': crown(small), 'crown-ibp': crown(small, intermediate='ibp'),
            'crown-lbp': crown(small, intermediate='lbp'), 'lbp': lbp(small, lines=adaptive, elide=False)}
   for name, method in named.items():
-    bound = linear_bounds(small, method=name)(params, box)
+    bound, total = interpreted(lambda params, box, name=name, method=method: (
+        linear_bounds(small, method=name)(params, box), method(params, box)))(params, box)
     assert bound.lower.coeffs[0] is None or not jax.tree.leaves(bound.lower.coeffs[0])
     assert bound.lower.coeffs[1].shape == (2, 3)
     lower, upper = (jax.vmap(lambda p, side=side: side(params, p))(points) for side in (bound.lower, bound.upper))
     assert np.all(inside(Interval(lower, upper), values))
-    total = method(params, box)
     a = bound.lower.coeffs[1]
     np.testing.assert_allclose(bound.lower.bias + a @ box.centre - jnp.abs(a) @ box.radius, total.lower, rtol=1e-10)
 
@@ -329,7 +333,7 @@ def test_scans_are_walked_through(cell, steps):
     box = linf_ball(x, 1e-3)
     points = samples(box, 600)
     values = in_batches(f)(points)
-    plain, linear, *found = jax.jit(lambda box, f=f: (ibp(f)(box), linear_bounds(f)(box), lbp(f)(box), *(
+    plain, linear, *found = interpreted(lambda box, f=f: (ibp(f)(box), linear_bounds(f)(box), lbp(f)(box), *(
         crown(f, intermediate=name)(box) for name in ('ibp', 'lbp'))))(box)
     for bound in found:
       assert holds(bound, values)
@@ -357,7 +361,7 @@ def test_scans_over_weights_carries_and_counters():
     return h, ys
   values = jax.vmap(lambda s, t: states(w + .01 * s, x + .02 * t))(*signs)
   for method in (lbp(states), crown(states, intermediate='ibp'), crown(states)):
-    assert holds(jax.jit(method)(*boxes), values)
+    assert holds(interpreted(method)(*boxes), values)
 
 
 def test_outputs_that_nothing_is_known_of():
@@ -366,7 +370,7 @@ def test_outputs_that_nothing_is_known_of():
   def f(x):
     return x, x > 0, jnp.ones(3), jnp.tanh(x)
   for method in (crown(f), lbp(f), crown(f, lines=constant)):
-    same, positive, known, bent = method(box)
+    same, positive, known, bent = interpreted(method)(box)
     np.testing.assert_array_equal(same.lower, box.lower)
     np.testing.assert_array_equal(positive.upper, [True, False])
     np.testing.assert_array_equal(known.upper, 1)
@@ -392,16 +396,14 @@ def test_any_slopes_are_sound(name):
   points = samples(box, 600)
   values = jax.vmap(f)(points)
 
-  @functools.partial(jax.jit, static_argnums=0)
-  def bounds(method, below, above):
+  def bounds(below, above):
     lines = lambda fn, l, u, points=(): (jnp.full_like(l, below), jnp.full_like(l, above))
-    return method(f, lines=lines)(box)
-  for method in (crown, lbp):
-    for below in (-3., -.5, .4, 1.5, 5.):
-      for above in (-2., .3, 3.):
-        found = bounds(method, below, above)
-        assert np.all(inside(found, values))
-        assert np.isfinite(float(found.width))
+    return [method(f, lines=lines)(box) for method in (crown, lbp)]
+  run = interpreted(bounds)
+  for below, above in itertools.product((-3., -.5, .4, 1.5, 5.), (-2., .3, 3.)):
+    for found in run(below, above):
+      assert np.all(inside(found, values))
+      assert np.isfinite(float(found.width))
 
 
 def test_the_greatest_of_three_by_slopes_of_3():
@@ -409,4 +411,4 @@ def test_the_greatest_of_three_by_slopes_of_3():
   lines = lambda fn, l, u, points=(): (jnp.full_like(l, 3.), jnp.full_like(l, 3.))
   box = Interval(-jnp.ones(3), jnp.ones(3))
   for method in (crown, lbp):  # -6 where a factor 1 - 3 was multiplied to a plane above
-    assert float(method(g, lines=lines)(box).upper) >= 14 == float(g(jnp.asarray([-1., 1., -1.])))
+    assert float(interpreted(method(g, lines=lines))(box).upper) >= 14 == float(g(jnp.asarray([-1., 1., -1.])))

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from interpreted import interpreted
 
 from ibpjax import batched, crown, ibp, linf_ball, margins, nn, training
 
@@ -71,7 +72,7 @@ def test_at_radius_zero_it_is_the_natural_loss(name):
 def test_a_mixture_is_of_bounds():
   model = classifier()
   one = lambda m, x, label: margins(m(x[None])[0], label)
-  over = lambda method: jax.jit(jax.vmap(method, (None, 0, 0)))(model, linf_ball(IMAGES, EPS, 0., 1.), LABELS).lower
+  over = lambda method: interpreted(jax.vmap(method, (None, 0, 0)))(model, linf_ball(IMAGES, EPS, 0., 1.), LABELS).lower
   plain, linear, lbp = over(ibp(one, elide=True)), over(crown(one, intermediate='ibp')), over(
       crown(one, intermediate='lbp'))
   for intermediate, found in (('ibp', linear), ('lbp', lbp)):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from interpreted import interpreted
 
 from ibpjax import ibp, linf_ball, nn
 from ibpjax.declared import lipschitz_at_most
@@ -59,7 +60,7 @@ def test_norm_pooling_lengthens_nothing_and_keeps_lengths(size, shape):
     assert norms.max() <= 1 + 1e-5
     assert norms.max() > .99 or not point.any()
   box = linf_ball(x, .1)
-  bound = ibp(pool)(box)
+  bound = interpreted(ibp(pool))(box)
   for _ in range(20):
     y = pool(box.lower + jnp.asarray(rng.uniform(size=box.shape), jnp.float32) * box.width)
     assert np.all((bound.lower - 1e-5 <= y) & (y <= bound.upper + 1e-5))
@@ -71,7 +72,7 @@ def test_norm_pooling_lengthens_nothing_and_keeps_lengths(size, shape):
 def test_interval_bounds_pass_rearrangements():
   box = linf_ball(jnp.array([[1., 5., 3., 2.]]), .7)
   for f in (nn.min_max, nn.group_sort):
-    bound = ibp(f)(box)
+    bound = interpreted(ibp(f))(box)
     for point in (box.lower, box.upper, box.centre):
       assert np.all((bound.lower <= f(point)) & (f(point) <= bound.upper))
     assert np.all(bound.width <= 1.4 + 1e-5)
@@ -139,7 +140,7 @@ def test_liresnet_is_a_chain_of_single_maps():
   assert [name for name, _, _ in bound.parts] == ['max and min'] * 5 + ['output']
   assert bound.kind == 'upper'
   x = jnp.asarray(np.random.default_rng(0).uniform(size=(20, 9, 9, 1)), jnp.float32)
-  jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(f, 1), (None, 0)))(model, x)).reshape(20, 3, -1)
+  jacobians = np.asarray(interpreted(jax.vmap(jax.jacobian(f, 1), (None, 0)))(model, x)).reshape(20, 3, -1)
   assert np.linalg.svd(jacobians, compute_uv=False).max() <= bound.value
   across = np.linalg.norm(jacobians[:, :, None] - jacobians[:, None], axis=-1).max(0)
   assert np.all(across <= bound.pairs + 1e-6)
@@ -215,7 +216,7 @@ def test_aol_is_the_published_scale():
 def test_other_bounds_look_inside_of_them(layer):
   made, rng = disturbed(layer()), np.random.default_rng(0)
   box = linf_ball(jnp.asarray(rng.normal(size=(1, 3, 3, 2)), jnp.float32), .1)
-  bound = ibp(lambda x: made(x))(box)
+  bound = interpreted(ibp(lambda x: made(x)))(box)
   for _ in range(20):
     y = made(box.lower + jnp.asarray(rng.uniform(size=box.shape), jnp.float32) * box.width)
     assert np.all((bound.lower - 1e-5 <= y) & (y <= bound.upper + 1e-5))
@@ -286,7 +287,7 @@ def test_blocks_of_the_network(block):
   f = lambda m, x: m(x[None])[0]
   bound = lipschitz(f)(model, jnp.zeros((9, 9, 1)))
   x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 9, 9, 1)), jnp.float32)
-  jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(f, 1), (None, 0)))(model, x)).reshape(5, 3, -1)
+  jacobians = np.asarray(interpreted(jax.vmap(jax.jacobian(f, 1), (None, 0)))(model, x)).reshape(5, 3, -1)
   reached = np.linalg.svd(jacobians, compute_uv=False).max()
   assert reached <= bound.value < (1e4 if block == 'conventional' else 50) * reached
   with pytest.raises(ValueError, match='block is'):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from interpreted import interpreted
 
 import ibpjax
 from ibpjax import nn
@@ -80,8 +81,9 @@ def test_what_is_sampled_lies_inside(name, method, norms):
   f, shape = NETWORKS[name]
   centre = jnp.asarray(.5 * np.random.default_rng(2).normal(size=shape))
   lengths = {p: local_lipschitz(f, p=p, method=METHODS[method]) for p in norms}
-  values, jacobian = (jax.jit(jax.vmap(g)) for g in (f, jax.jacrev(f)))
-  run = jax.jit(lambda box: (jacobian_bounds(f, method=METHODS[method])(box), {p: g(box) for p, g in lengths.items()}))
+  values, jacobian = (interpreted(jax.vmap(g)) for g in (f, jax.jacrev(f)))
+  run = interpreted(lambda box: (
+      jacobian_bounds(f, method=METHODS[method])(box), {p: g(box) for p, g in lengths.items()}))
   for eps in (1e-7, .03, .3):
     box = ibpjax.linf_ball(centre, eps)
     xs, jacobians = sampled(jacobian, box)
@@ -106,8 +108,8 @@ def test_what_is_sampled_lies_inside(name, method, norms):
 def test_crown_is_tighter_and_both_are_tighter_than_global_ones(name):
   f, shape = NETWORKS[name]
   box = ibpjax.linf_ball(jnp.asarray(.5 * RNG.normal(size=shape)), .05)
-  wide, narrow = (float(jax.jit(local_lipschitz(f, method=m))(box)) for m in METHODS.values())
-  _, jacobians = sampled(jax.jit(jax.vmap(jax.jacrev(f))), box)
+  wide, narrow = (float(interpreted(local_lipschitz(f, method=m))(box)) for m in METHODS.values())
+  _, jacobians = sampled(interpreted(jax.vmap(jax.jacrev(f))), box)
   reached = max(np.linalg.norm(j, 2) for j in jacobians)
   assert reached <= narrow <= wide
   assert narrow < 2 * reached
@@ -122,8 +124,8 @@ def test_liresnets_have_local_bounds():
   model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.float64), state))
   f = functools.partial(lambda model, x: model(x[None])[0], model)
   box = ibpjax.linf_ball(jnp.asarray(RNG.uniform(.2, .8, size=(6, 6, 1))), 1e-5)
-  found = float(jax.jit(local_lipschitz(f))(box))
-  _, jacobians = sampled(jax.jit(jax.vmap(jax.jacrev(f))), box)
+  found = float(interpreted(local_lipschitz(f))(box))
+  _, jacobians = sampled(interpreted(jax.vmap(jax.jacrev(f))), box)
   assert max(np.linalg.norm(j, 2) for j in jacobians) <= found < ibpjax.lipschitz(f)(box.centre).value
 
 
@@ -179,7 +181,7 @@ def test_they_compose_with_batches_gradients_and_other_arguments():
 
   def length(params, x, eps):
     return local_lipschitz(f, argnum=1)(params, ibpjax.linf_ball(x, eps), .1)
-  found = jax.jit(jax.vmap(length, (None, 0, None)))(params, xs, .05)
+  found = interpreted(jax.vmap(length, (None, 0, None)))(params, xs, .05)
   np.testing.assert_allclose(found, [length(params, x, .05) for x in xs], rtol=1e-9)
   h = 1e-6
   slope = (length((1 + h) * params, xs[0], .05) - length((1 - h) * params, xs[0], .05)) / (2 * h)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import holds
+from interpreted import interpreted
 from jax import lax
 
 import ibpjax
@@ -43,7 +44,7 @@ POINTS = {
 @pytest.mark.parametrize('name', POINTS)
 def test_exact_values_lie_inside_where_float32_has_lost_them(name, outward):
   f, x, exact = POINTS[name]
-  bound = ibp(f, round_outward=outward)(box(x, x))
+  bound = interpreted(ibp(f, round_outward=outward))(box(x, x))
   assert holds(bound, np.asarray(exact, np.float64)[None], 1e-5)
 
 
@@ -55,7 +56,7 @@ def standardized(x):
 @pytest.mark.parametrize('outward', [False, True])
 def test_squares_that_overflow(outward):
   x = np.array([1., 2, 3, 5]) * 1e20
-  bound = ibp(standardized, round_outward=outward)(box(x, x))
+  bound = interpreted(ibp(standardized, round_outward=outward))(box(x, x))
   with jax.enable_x64(True):
     assert holds(bound, standardized(jnp.asarray(x))[None])
   assert holds(bound, standardized(jnp.asarray(x, jnp.float32))[None])
@@ -65,9 +66,9 @@ def test_squares_that_overflow(outward):
 def test_softmax_without_a_shift_as_it_is_computed():
   x = box([100., 88.], [100., 88.])
   for f in (lambda x: jnp.exp(x) / jnp.exp(x).sum(), lambda x: jnp.log(jnp.exp(x).sum())[None]):
-    bound = ibp(f, round_outward=True)(x)  # float32 returns inf / inf = NaN, 0 and inf
+    bound = interpreted(ibp(f, round_outward=True))(x)  # float32 returns inf / inf = NaN, 0 and inf
     assert bool(jnp.all(jnp.isinf(bound.lower) & jnp.isinf(bound.upper)))
-    assert bool(jnp.all(jnp.isfinite(ibp(f)(x).width)))
+    assert bool(jnp.all(jnp.isfinite(interpreted(ibp(f))(x).width)))
 
 
 SOME = jnp.array([True, True, False])
@@ -116,7 +117,7 @@ def test_softmax_weights_below_the_least_normal_number_of_their_type(dtype, keys
     weights = jax.nn.softmax(jnp.concatenate([x, jnp.zeros(keys - 1)])).astype(dtype)
     return jnp.dot(weights, jnp.ones(keys, dtype), preferred_element_type=jnp.float32)
   x = box([0.], [0.])
-  plain, outward = ibp(f)(x), ibp(f, round_outward=True)(x)
+  plain, outward = interpreted(ibp(f))(x), interpreted(ibp(f, round_outward=True))(x)
   for bound in (plain, outward):
     assert float(bound.lower) <= float(f(x.lower)) <= float(bound.upper)
   assert float(plain.width) < .06
@@ -124,7 +125,7 @@ def test_softmax_weights_below_the_least_normal_number_of_their_type(dtype, keys
 
 def test_softmax_of_nothing_has_no_bounds():
   e = lambda x: jnp.where(jnp.array([False, False]), jnp.exp(x), 0)
-  bound = ibp(lambda x: e(x) / e(x).sum())(box([0., 0.], [1., 1.]))
+  bound = interpreted(ibp(lambda x: e(x) / e(x).sum()))(box([0., 0.], [1., 1.]))
   assert bool(jnp.all(jnp.isinf(bound.lower) & jnp.isinf(bound.upper)))
 
 
@@ -135,8 +136,8 @@ def test_softmax_of_a_box_wider_than_the_exponents(f):
   x = box([-300., -200., -300.], [0., -200., -300.])
   points = [-300., -200, -300], [0., -200, -300], [-150., -200, -300]
   values = np.stack([f(jnp.asarray(p, jnp.float32)) for p in points])
-  assert holds(ibp(f)(x), values, 1e-6)
-  assert holds(ibp(f, round_outward=True)(x), values, 0.)
+  assert holds(interpreted(ibp(f))(x), values, 1e-6)
+  assert holds(interpreted(ibp(f, round_outward=True))(x), values, 0.)
 
 
 # Each as (function of numbers, box, values that it takes there).
@@ -154,14 +155,14 @@ COUNTS = {
 @pytest.mark.parametrize('name', COUNTS)
 def test_integers(name):
   f, reached = COUNTS[name]
-  bound = ibp(lambda x: f(x).astype(jnp.float32))(box([-1.], [1.]))
+  bound = interpreted(ibp(lambda x: f(x).astype(jnp.float32)))(box([-1.], [1.]))
   assert holds(bound, np.asarray(reached, np.float64)[:, None])
   if 'wraps' not in name:
     assert (float(bound.lower.squeeze()), float(bound.upper.squeeze())) == (min(reached), max(reached))
 
 
 def test_a_number_as_a_boolean():
-  bound = ibp(lambda x: jax.nn.relu(x).astype(bool))(box([-1., 1., -2.], [1., 2., -1.]))
+  bound = interpreted(ibp(lambda x: jax.nn.relu(x).astype(bool)))(box([-1., 1., -2.], [1., 2., -1.]))
   assert bound.lower.tolist() == [False, True, False]
   assert bound.upper.tolist() == [True, True, False]
 
@@ -178,7 +179,7 @@ def test_what_has_no_bounds_says_what_to_write(f, message):
 @pytest.mark.optimized
 def test_small_slopes_do_not_vanish():
   f = lambda x: (1e-20 * x) * jnp.tanh(x) - (1e-20 * x) * .1
-  bound = ibp(f, round_outward=True)(box([0.], [.3]))
+  bound = interpreted(ibp(f, round_outward=True))(box([0.], [.3]))
   assert float(bound.lower[0]) <= float(f(jnp.linspace(0, .3, 3001)).min())
   assert float(bound.lower[0]) > -2.8e-23
 
@@ -186,10 +187,10 @@ def test_small_slopes_do_not_vanish():
 @pytest.mark.optimized
 def test_products_that_vanish_add_up():
   x = np.full(200, 1e-20)
-  bound = ibp(lambda x: jnp.full((1, 200), 1e-19, x.dtype) @ x, round_outward=True)(box(x, x))
+  bound = interpreted(ibp(lambda x: jnp.full((1, 200), 1e-19, x.dtype) @ x, round_outward=True))(box(x, x))
   assert float(bound.upper[0]) >= 200 * 1e-39
   for f, at in ((jax.nn.silu, -88.), (jax.nn.mish, -88.), (lambda x: jax.nn.gelu(x, approximate=False), -13.04)):
-    bound = ibp(f, round_outward=True)(box([at], [at]))
+    bound = interpreted(ibp(f, round_outward=True))(box([at], [at]))
     with jax.enable_x64(True):
       exact = float(f(jnp.asarray(at)))
     assert float(bound.lower[0]) <= exact <= float(bound.upper[0])
@@ -203,7 +204,7 @@ def test_a_derivative_that_the_user_wrote_is_not_a_slope():
   for fn in (lambda x: flat(x), lambda x: jnp.tanh(4 * lax.stop_gradient(x))):
     g = elementwise(Elementwise(lambda k: (), trend=1))(fn)
     f = lambda x, g=g: g(x) * (1.2 - x)
-    assert float(ibp(f)(box([0.], [1.])).upper[0]) >= float(f(jnp.linspace(0, 1, 10_001)).max())
+    assert float(interpreted(ibp(f))(box([0.], [1.])).upper[0]) >= float(f(jnp.linspace(0, 1, 10_001)).max())
 
 
 @pytest.mark.usefixtures('x64')
@@ -247,7 +248,7 @@ def test_loops_that_vmap_joined_stop_each_by_itself():
   def one(n, a):
     return lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * .5 + 1), (0, a))[1]
   f = lambda x: jax.vmap(one)(jnp.arange(6), x)
-  bound = ibp(f)(box(np.zeros(6), np.ones(6)))
+  bound = interpreted(ibp(f))(box(np.zeros(6), np.ones(6)))
   np.testing.assert_allclose(bound.lower, f(jnp.zeros(6)))
   np.testing.assert_allclose(bound.upper, f(jnp.ones(6)))
 
@@ -255,7 +256,7 @@ def test_loops_that_vmap_joined_stop_each_by_itself():
 @pytest.mark.parametrize('f', [jnp.sin, jnp.cos])
 @pytest.mark.parametrize('centre', [1e3, 1e6, 1e7])
 def test_waves_stay_between_their_crests(f, centre):
-  bound = ibp(f)(box([centre], [centre + 8]))
+  bound = interpreted(ibp(f))(box([centre], [centre + 8]))
   assert (float(bound.lower[0]), float(bound.upper[0])) == (-1, 1)
 
 
@@ -286,7 +287,7 @@ SLIPS = {
 def test_what_is_computed_on_the_way_may_overflow(name, method):
   """Alone finds bounds of a group, or of a slope, that hold for the exact function and not for how it is computed."""
   f, low, high = SLIPS[name]
-  bound = getattr(ibpjax, method)(f, round_outward=True)(box(low, high))
+  bound = interpreted(getattr(ibpjax, method)(f, round_outward=True))(box(low, high))
   points = np.concatenate([np.linspace(low, high, 33, dtype=np.float32), np.float32([low, high])])
   lower, upper = np.asarray(bound.lower), np.asarray(bound.upper)
   for value in (*(jax.jit(f)(p) for p in points), *(f(jnp.asarray(p)) for p in points[::16])):
@@ -300,7 +301,7 @@ def test_what_is_computed_on_the_way_may_overflow(name, method):
     (normalised(1e20, 1e-12), [1., 2., 3.], [1., 2., 3.01], 1e20),
     (lambda x: x[:1] + x[1:] * (3 - x[:1]), [1., .4], [2., .5], 2.), (lambda x: lax.rsqrt(x), [1e-3], [1.], 40.)])
 def test_what_does_not_overflow_keeps_its_bounds(f, low, high, width):
-  assert float(ibp(f, round_outward=True)(box(low, high)).width.max()) < width
+  assert float(interpreted(ibp(f, round_outward=True))(box(low, high)).width.max()) < width
 
 
 CANCEL = np.random.default_rng(0).permutation(np.float32([3e38, -3e38] * 32))
@@ -318,7 +319,7 @@ SUMS = {
 def test_sums_that_overflow_in_another_order(name):
   """Alone finds a sum of terms that cancel whose partial sums are infinite: inf - inf, in an order of XLA's choice."""
   for method in (ibpjax.ibp, ibpjax.crown):
-    bound = method(SUMS[name], round_outward=True)(box(np.ones(64), np.ones(64)))
+    bound = interpreted(method(SUMS[name], round_outward=True))(box(np.ones(64), np.ones(64)))
     assert np.all(np.isinf(bound.lower) & np.isinf(bound.upper))
-    little = method(lambda x: SUMS[name](x * 1e-6), round_outward=True)(box(np.ones(64), np.ones(64)))
+    little = interpreted(method(lambda x: SUMS[name](x * 1e-6), round_outward=True))(box(np.ones(64), np.ones(64)))
     assert np.all(np.isfinite(little.width))

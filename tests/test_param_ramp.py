@@ -8,6 +8,7 @@ import optax
 import pytest
 from checks import box_around, holds, samples
 from flax import nnx
+from interpreted import interpreted
 
 from ibpjax import Interval, adaptive, batched, crown, ibp, linear_bounds, nn, tight, training
 from ibpjax.nn.param_ramp import param_ramp
@@ -40,7 +41,8 @@ def test_without_an_upper_bend_it_is_leaky_relu():
     box = box_around(z.at[-1].set(.1), .4)  # around 0 two lines below leave the same area
     for lines in (tight, adaptive):
       for method in (ibp, functools.partial(crown, lines=lines)):
-        for a, b in zip(jax.tree.leaves(method(ramp)(box)), jax.tree.leaves(method(other)(box)), strict=True):
+        found = (jax.tree.leaves(interpreted(method(f))(box)) for f in (ramp, other))
+        for a, b in zip(*found, strict=True):
           np.testing.assert_allclose(a, b, atol=1e-12)
 
 
@@ -77,7 +79,8 @@ def test_lines_are_those_of_the_paper(state):
   for l, u, *expected in STATES[state]:
     found = []
     for lines in (tight, adaptive):
-      bounds = linear_bounds(lambda z: param_ramp(z, R, ETA), lines=lines)(Interval(jnp.array([l]), jnp.array([u])))
+      box = Interval(jnp.array([l]), jnp.array([u]))
+      bounds = interpreted(linear_bounds(lambda z: param_ramp(z, R, ETA), lines=lines))(box)
       found += [(float(a.coeffs[0][0, 0]), float(a.bias[0])) for a in (bounds.lower, bounds.upper)]
     np.testing.assert_allclose(found, expected, atol=1e-12, err_msg=f'[{l}, {u}]')
 
@@ -205,7 +208,7 @@ def test_leaky_relu_is_a_ramp_that_never_bends():
   box = Interval(x[0] - .2, x[0] + .2)
   one = batched(lambda m, x: m(x))
   for method in (ibp, crown):
-    assert holds(method(one)(model, box), jax.vmap(one, (None, 0))(model, samples(box, 500)), 1e-5)
+    assert holds(interpreted(method(one))(model, box), jax.vmap(one, (None, 0))(model, samples(box, 500)), 1e-5)
   assert nn.ramps(model) == []
 
 
@@ -224,7 +227,7 @@ def test_a_slope_outside_of_0_and_1_is_refused():
 def test_infinite_boxes_and_low_heights():
   box = Interval(-jnp.ones(1), jnp.ones(1))
   for r, upper in ((2., 2.), (jnp.inf, jnp.inf)):
-    bound = ibp(lambda x, r=r: param_ramp(1 / x, r))(box)
+    bound = interpreted(ibp(lambda x, r=r: param_ramp(1 / x, r)))(box)
     assert (float(bound.lower[0]), float(bound.upper[0])) == (0, upper)
   for dtype in (jnp.float32, jnp.bfloat16):
     assert float(param_ramp(jnp.ones(1, dtype), -1e4)[0]) == pytest.approx(1e-4, rel=1e-2)

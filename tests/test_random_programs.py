@@ -2,6 +2,8 @@
 
 HYPOTHESIS_PROFILE=nightly runs 20 000 of them, a fifth with linear methods, and a fifth in float32 with rounding.
 """
+import functools
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from cases import keys_of, regrouped
 from checks import contains, holds, leaves, samples
 from hypothesis import given
 from hypothesis import strategies as st
+from interpreted import interpreted
 from programs import BINARY, LINES, OPERATIONS, RADII, SIZE, UNARY, program
 from weighing import attacked, escapes
 
@@ -39,18 +42,20 @@ def test_laws_hold_for_random_programs(steps, radius, seed):
     jax.clear_caches()
   f, x = program(steps), jnp.asarray(np.random.default_rng(seed).normal(size=SIZE))
   box = Interval(x - radius, x + radius)
-  values = jax.vmap(f)(samples(box, 96, seed))
-  for a, b in zip(regrouped(f, x), f(x), strict=True):
+  values, plain = interpreted(jax.vmap(f))(samples(box, 96, seed)), interpreted(ibp(f))
+  for a, b in zip(interpreted(functools.partial(regrouped, f))(x), f(x), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
-  plain, elided = ibp(f)(box), ibp(f, elide=True)(box)
+  wider, point = plain(Interval(box.lower - .05, box.upper + .1)), plain(Interval(x, x))
+  plain, elided = plain(box), interpreted(ibp(f, elide=True))(box)
   assert holds(plain, values)
   assert holds(elided, values)
   assert contains(plain, elided, slack=1e-9)
   monotone = not keys_of(f, x) & {Univariate, Normalise, Average}  # these are made around the centre of a box
-  assert contains(ibp(f, elide=True, round_outward=True)(box), elided, slack=0 if monotone else 1e-8)
+  outward = interpreted(ibp(f, elide=True, round_outward=True))(box)
+  assert contains(outward, elided, slack=0 if monotone else 1e-8)
   if monotone:
-    assert contains(ibp(f)(Interval(box.lower - .05, box.upper + .1)), plain)
-  for bound, value in zip(leaves(ibp(f)(Interval(x, x))), f(x), strict=True):
+    assert contains(wider, plain)
+  for bound, value in zip(leaves(point), f(x), strict=True):
     np.testing.assert_allclose(bound.lower, value, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(bound.upper, value, rtol=1e-9, atol=1e-9)
 
@@ -63,10 +68,10 @@ def test_linear_bounds_hold_for_random_programs_and_slopes(steps, radius, seed, 
   """Alone finds a relaxation that is sound for the slopes of the library and not for any others."""
   f, x = program(steps), jnp.asarray(np.random.default_rng(seed).normal(size=SIZE))
   box = Interval(x - radius, x + radius)
-  values = jax.vmap(f)(attacked(f, box, 96, seed))
+  values = interpreted(jax.vmap(f))(attacked(f, box, 96, seed))
   for method in (lbp(f), lbp(f, lines=LINES[slopes]), crown(f, lines=LINES[slopes]),
                  crown(f, intermediate='lbp', lines=tight)):
-    bound = method(box)
+    bound = interpreted(method)(box)
     assert holds(bound, values)
     assert not any(np.isnan(b.lower).any() or np.isnan(b.upper).any() for b in leaves(bound))
 

@@ -5,7 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import AFFINE, CASES, ELEMENTWISE, NONLINEAR, REGROUPED, centre_of, keys_of, regrouped, sparingly, traced
+from cases import (
+  AFFINE,
+  CASES,
+  ELEMENTWISE,
+  NONLINEAR,
+  REGROUPED,
+  WIDE,
+  centre_of,
+  keys_of,
+  regrouped,
+  sparingly,
+  traced,
+)
 from checks import (
   box_around,
   contains,
@@ -19,6 +31,7 @@ from checks import (
   shrunk,
   widest_ratio,
 )
+from interpreted import interpreted
 from jax import lax
 from jax.extend.core import primitives as P
 
@@ -44,8 +57,7 @@ def values(name):
 @functools.cache
 def bounds(name, elide=False):
   """Box -> the bounds of a case, as NumPy arrays."""
-  bound = jax.jit(ibp(CASES[name].f, elide=elide))
-  return lambda box: jax.device_get(bound(box))
+  return interpreted(ibp(CASES[name].f, elide=elide))
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -54,7 +66,7 @@ def test_sampled_values_lie_inside(name):
   case = CASES[name]
   for seed, radius in enumerate(case.radii):
     box = box_around(centre_of(case, seed), radius)
-    count = 1024 if case.shape == (400,) else case.count  # 400 functions at once, or one
+    count = 1024 if case.shape == (WIDE,) else case.count  # WIDE functions at once, or one
     assert holds(bounds(name)(box), values(name)(samples(box, count, seed)))
 
 
@@ -80,11 +92,11 @@ def test_unbounded_boxes(name):
       assert np.all(np.isnan(v) | inside(b, v))
 
 
-@pytest.mark.parametrize('name', [name for name in REGROUPED if CASES[name].shape != (400,)])
+@pytest.mark.parametrize('name', [name for name in REGROUPED if CASES[name].shape != (WIDE,)])
 def test_groups_are_never_looser_than_their_equations(name):
   case = CASES[name]
 
-  @jax.jit
+  @interpreted
   def found(box):
     apart = traced(case.f, box.centre)
     return [[f.output(v, False) for v in f.program.outputs]
@@ -107,7 +119,7 @@ def test_what_is_known_of_a_function_on_the_whole_line(f, least, greatest):
 @pytest.mark.parametrize('name', REGROUPED)
 def test_grouped_equations_compute_the_same(name):
   case = CASES[name]
-  again = jax.jit(lambda x: regrouped(case.f, x))
+  again = interpreted(lambda x: regrouped(case.f, x))
   for seed in range(3):
     x = centre_of(case, seed)
     for a, b in zip(again(x), leaves(values(name)(x[None])), strict=True):
@@ -145,8 +157,8 @@ def test_bounds_are_not_vacuous(name):
 
 
 def corner_values(name, box):
-  """Values that come near the range of each output. 400 functions of one array have theirs at the ends of the box."""
-  if box.shape == (400,):
+  """Values that come near the range of each output. WIDE functions of one array have theirs at the ends of the box."""
+  if box.shape == (WIDE,):
     return values(name)(samples(box, 600))
   return values(name)(extremal(values(name), box, CASES[name].count // 4))
 
@@ -184,7 +196,7 @@ def test_lines_of_any_slope_enclose_the_function(name):
   def wild(fn, l, u, points):
     return tuple(jnp.asarray(rng.normal(size=l.shape) * 3) for _ in range(2))
 
-  @jax.jit
+  @interpreted
   def enclosed(box):
     """Of each elementwise equation: values at 129 points, and those of the lines of each choice below and above."""
     program = grouped(trace(case.f, (box,), {})[0])
@@ -204,7 +216,7 @@ def test_lines_of_any_slope_enclose_the_function(name):
     return found
 
   for radius in case.radii:
-    found = jax.device_get(enclosed(box_around(centre_of(case), radius)))
+    found = enclosed(box_around(centre_of(case), radius))
     assert found
     for reached, lines, sizes in found:
       for (below, above), (small, great) in zip(lines, sizes, strict=True):

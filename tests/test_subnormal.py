@@ -3,13 +3,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import CASES, FIRST, TOGETHER
 from checks import leaves
 from jax import lax
+from weighing import attacked, escapes
 
 import ibpjax
-from ibpjax import Interval, crown, ibp, lbp
+from ibpjax import Interval, crown, ibp, lbp, linf_ball
+from ibpjax.composites import Composite
 from ibpjax.rounding import normal_ends
 from ibpjax.subnormal import is_subnormal, may_be_subnormal
+from ibpjax.univariate import Univariate
 
 pytestmark = pytest.mark.optimized
 LITTLE = np.float32(1e-40)
@@ -41,6 +45,8 @@ POINTS = {
     'angle': (lambda x: jnp.arctan2(x[:1], x[1:]), [1e-40, 1e-40], [np.pi / 4]),
     'select': (lambda x: jnp.where(x[::-1] > 0, x, -1.), [1e-40, 2e-40], [1e-40, 2e-40]),
     'reciprocal': (lambda x: 1 / x, [1e-38 / 2], [2e38]),
+    'sort': (jnp.sort, [2e-39, -1e-39, 1e-39, -2e-39], [-2e-39, -1e-39, 1e-39, 2e-39]),
+    'top k': (lambda x: lax.top_k(x, 2)[0], [-1e-39, 1e-39, 2e-39], [2e-39, 1e-39]),
     'cbrt': (jnp.cbrt, [1e-39], [1e-13]),
     'max with a known little, times much': (lambda x: jnp.maximum(x, LITTLE) * 1e38, [-1.], [.01]),
     'beside a known little, times much': (lambda x: jnp.concatenate([x, LITTLE[None]]) * 1e38, [1.], [1e38, .01]),
@@ -106,3 +112,22 @@ def test_comparisons_agree_compiled_or_not():
     eager, compiled = f(at(x)), jax.jit(f)(at(x))
     assert eager.lower.tolist() == compiled.lower.tolist()
     assert eager.upper.tolist() == compiled.upper.tolist()
+
+
+GROUPS = [name for name in CASES if name in FIRST and any(
+    isinstance(eqn.key, Composite | Univariate) for eqn in TOGETHER[name].equations)]
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('name', GROUPS)
+def test_groups_of_operations_on_boxes_of_any_size(name):
+  """Alone finds a group whose bound is relative to what it is of: middles and products vanish near the least number."""
+  case, rng = CASES[name], np.random.default_rng(0)
+  bounded, bounds = jax.jit(ibp(case.f, round_outward=True)), []
+  for k in range(32):
+    scale = 10. ** (rng.uniform(-44, 38) if k % 2 else rng.uniform(-40, -35))
+    x = np.clip(rng.normal(size=case.shape) * scale, -3e38, 3e38).astype(np.float32)
+    box = linf_ball(x, float(rng.choice([0., 1e-3, 1.])) * min(scale, 1e37), -3e38, 3e38)
+    bounds.append(bounded(box))
+    assert not escapes(case.f, {'ibp': bounds[-1]}, box, attacked(case.f, box, 60, k))['ibp']
+  assert np.mean([np.isfinite(b.lower).all() for b in bounds]) > .6

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from checks import box_around, contains, holds, is_interval, samples
 from flax import nnx
+from interpreted import interpreted
 
 import ibpjax
 from ibpjax import Interval, crown, ibp, lbp, linf_ball, lp_ball, nn
@@ -48,7 +49,7 @@ def nnx_net():
 
 
 def check(bounds, f, box, relative=1e-5):
-  values = jax.jit(jax.vmap(f))(samples(box, 300))
+  values = interpreted(jax.vmap(f))(samples(box, 300))
   assert holds(bounds, values, relative)
   middle = shrunk_to_nothing(bounds)
   assert not holds(middle, values, 1e-7)
@@ -61,10 +62,10 @@ def shrunk_to_nothing(bounds):
 def test_nnx_module_as_argument_closure_and_split_merge():
   net, box = nnx_net(), box_around(IMAGES, .05)
   graphdef, state = nnx.split(net)
-  argument = ibp(lambda m, x: m(x))(net, box)
-  jitted = jax.jit(ibp(lambda m, x: m(x)))(net, box)
-  closure = ibp(net)(box)
-  merged = jax.jit(ibp(lambda s, x: nnx.merge(graphdef, s)(x)))(state, box)
+  argument = interpreted(ibp(lambda m, x: m(x)))(net, box)
+  jitted = interpreted(ibp(lambda m, x: m(x)))(net, box)
+  closure = interpreted(ibp(net))(box)
+  merged = interpreted(ibp(lambda s, x: nnx.merge(graphdef, s)(x)))(state, box)
   for other in (jitted, closure, merged):
     np.testing.assert_allclose(argument.lower, other.lower, rtol=1e-4, atol=1e-5)
   check(argument, net, box)
@@ -82,7 +83,7 @@ def test_linen_apply():
   net = LinenNet()
   variables = net.init(KEY, IMAGES)
   box = box_around(IMAGES, .05)
-  bounds = jax.jit(ibp(net.apply))(variables, box)
+  bounds = interpreted(ibp(net.apply))(variables, box)
   check(bounds, lambda x: net.apply(variables, x), box)
 
 
@@ -92,16 +93,16 @@ def test_linen_batch_statistics_of_the_clean_batch_enter_as_known_values():
   variables = net.init(KEY, IMAGES)
   _, updated = net.apply(variables, IMAGES, train=True, mutable=['batch_stats'])
   box = box_around(IMAGES, .05)
-  bounds = ibp(net.apply)(variables | updated, box)
+  bounds = interpreted(ibp(net.apply))(variables | updated, box)
   check(bounds, lambda x: net.apply(variables | updated, x), box)
 
 
 def test_a_batch_by_vmap_equals_a_batch_inside_and_a_loop():
   net, box = nnx_net(), box_around(IMAGES, .05)
   one = ibpjax.batched(lambda m, x: m(x))
-  inside = ibp(lambda m, x: m(x))(net, box)
+  inside = interpreted(ibp(lambda m, x: m(x)))(net, box)
   mapped = jax.vmap(ibp(one), (None, 0))(net, box)
-  loop = [ibp(one)(net, Interval(box.lower[i], box.upper[i])) for i in range(4)]
+  loop = [interpreted(ibp(one))(net, Interval(box.lower[i], box.upper[i])) for i in range(4)]
   for i in range(4):
     np.testing.assert_allclose(inside.lower[i], loop[i].lower, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mapped.upper[i], loop[i].upper, rtol=1e-4, atol=1e-5)
@@ -123,7 +124,7 @@ def test_sharded_equals_local(elide):
 def test_bounds_under_pmap_are_those_under_vmap(method):
   ws, box = random_weights(0), box_around(jnp.linspace(-1, 1, 8, dtype=jnp.float32).reshape(2, 4), .1)
   bound = method(mlp)
-  mapped, spread = jax.jit(jax.vmap(bound, (None, 0)))(ws, box), jax.pmap(bound, in_axes=(None, 0))(ws, box)
+  mapped, spread = interpreted(jax.vmap(bound, (None, 0)))(ws, box), jax.pmap(bound, in_axes=(None, 0))(ws, box)
   assert len(spread.lower.sharding.device_set) == 2
   np.testing.assert_allclose(mapped.lower, spread.lower, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(mapped.upper, spread.upper, rtol=1e-5, atol=1e-6)
@@ -161,7 +162,7 @@ def test_gradients_equal_finite_differences(act, elide):
     bounds = ibp(lambda ws, x: mlp(ws, x, act), elide=elide)(ws, box_around(x, eps))
     return (bounds.lower * jnp.arange(1., 4)).sum() - (bounds.upper * jnp.arange(2., 5)).sum()
 
-  both, at, h = jax.jit(jax.value_and_grad(loss, (0, 1))), (.05, .2), 1e-6
+  both, at, h = interpreted(jax.value_and_grad(loss, (0, 1))), (.05, .2), 1e-6
   _, slopes = both(*at)
   for i, slope in enumerate(slopes):
     plus, minus = (tuple(v + s * h * (i == j) for j, v in enumerate(at)) for s in (1, -1))
@@ -225,13 +226,13 @@ def test_parameters_may_be_perturbed_too():
   x = jnp.ones((1, 4)) / 2
   f = lambda p, x: nnx.merge(graphdef, p)(x)
   boxes = jax.tree.map(lambda p: box_around(p, .01), params)
-  bounds = jax.jit(ibp(f))(boxes, box_around(x, .1))
+  bounds = interpreted(ibp(f))(boxes, box_around(x, .1))
   rng = np.random.default_rng(0)
   for _ in range(200):
     draw = lambda b: b.lower + b.width * rng.choice([0., rng.uniform(), 1.], b.shape).astype(np.float32)
     value = f(jax.tree.map(draw, boxes, is_leaf=is_interval), draw(box_around(x, .1)))
     assert bool(jnp.all((value >= bounds.lower - 1e-6) & (value <= bounds.upper + 1e-6)))
-  assert contains(bounds, ibp(f)(params, box_around(x, .1)))
+  assert contains(bounds, interpreted(ibp(f))(params, box_around(x, .1)))
   assert bounds.width.max() < 1.
 
 
@@ -242,10 +243,10 @@ def test_jacobian_of_a_relu_network_is_bounded():
   x = jnp.array([.3, -.2, .5, .9])
   for radius in (1e-4, .05, .5):
     box = box_around(x, radius)
-    bounds = ibp(f)(box)
-    assert holds(bounds, jax.jit(jax.vmap(f))(samples(box, 600)))
+    bounds = interpreted(ibp(f))(box)
+    assert holds(bounds, interpreted(jax.vmap(f))(samples(box, 600)))
   assert bounds.width.max() > .1  # some unit switched
-  tiny = ibp(f)(box_around(x, 1e-9))
+  tiny = interpreted(ibp(f))(box_around(x, 1e-9))
   np.testing.assert_allclose(tiny.lower, f(x), atol=1e-9)
 
 
@@ -255,7 +256,7 @@ def test_jacobian_of_a_convolutional_network_is_bounded():
   net = jax.tree.map(lambda v: v.astype(jnp.float64) if v.dtype == jnp.float32 else v, net)
   f = jax.jacrev(lambda x: nn.flatten(jax.nn.relu(net.mix(jax.nn.relu(net.conv(x[None])))))[0, :3])
   box = box_around(IMAGES[0].astype(jnp.float64), .02)
-  bounds = jax.jit(ibp(f))(box)
+  bounds = interpreted(ibp(f))(box)
   values = jax.lax.map(f, samples(box, 100))
   assert holds(bounds, values)
   assert bounds.width.max() > 0
@@ -267,7 +268,7 @@ def test_jacobian_of_a_convolutional_network_is_bounded():
 def test_lp_balls_use_the_dual_norm_in_the_first_affine_map(p, elide):
   ws, x, eps = random_weights(3, jnp.float64), jnp.array([.3, -.2, .5, .9]), .3
   ball = lp_ball(x, eps, p)
-  exact = ibp(lambda x: ws[0] @ x + 1., elide=elide)(ball)
+  exact = interpreted(ibp(lambda x: ws[0] @ x + 1., elide=elide))(ball)
   q = 1. if p == np.inf else np.inf if p == 1 else p / (p - 1)
   reach = eps * np.linalg.norm(np.asarray(ws[0]), q, axis=1)
   np.testing.assert_allclose(exact.lower, ws[0] @ x + 1 - reach, rtol=1e-10)
@@ -276,20 +277,20 @@ def test_lp_balls_use_the_dual_norm_in_the_first_affine_map(p, elide):
   d = rng.normal(size=(3000, 4)) * (rng.uniform(size=(3000, 4)) < .6)
   d = eps * d / np.maximum(np.linalg.norm(d, p, axis=1, keepdims=True), 1e-9)
   values = jax.vmap(lambda x: mlp(ws, x))(x[None] + d)
-  deep = ibp(lambda x: mlp(ws, x), elide=elide)(ball)
+  deep = interpreted(ibp(lambda x: mlp(ws, x), elide=elide))(ball)
   assert holds(deep, values)
-  assert contains(ibp(lambda x: mlp(ws, x), elide=elide)(linf_ball(x, eps)), deep)
+  assert contains(interpreted(ibp(lambda x: mlp(ws, x), elide=elide))(linf_ball(x, eps)), deep)
 
 
 def test_elision_merges_margins_with_the_last_layer():
   net = nn.mlp((20, 20), input_shape=(6,), classes=4, rngs=nnx.Rngs(0))
   x, label = jnp.linspace(0, 1, 6), jnp.int32(2)
   f = lambda net, x: ibpjax.margins(net(x[None])[0], label)
-  plain, elided = ibp(f)(net, linf_ball(x, .1)), ibp(f, elide=True)(net, linf_ball(x, .1))
+  plain, elided = interpreted(ibp(f))(net, linf_ball(x, .1)), interpreted(ibp(f, elide=True))(net, linf_ball(x, .1))
   assert bool(jnp.all(elided.lower > plain.lower + .1 * plain.width))
   check(elided, lambda x: f(net, x), linf_ball(x, .1))
   last = net.layers[-1]
-  hidden = ibp(lambda x: nn.Sequential(list(net.layers)[:-1])(x[None])[0])(linf_ball(x, .1))
+  hidden = interpreted(ibp(lambda x: nn.Sequential(list(net.layers)[:-1])(x[None])[0]))(linf_ball(x, .1))
   rows = np.stack([last.kernel[:, 2] - last.kernel[:, j] for j in (0, 1, 3)])
   bias = np.stack([last.bias[2] - last.bias[j] for j in (0, 1, 3)])
   by_hand = rows @ hidden.centre + bias - np.abs(rows) @ hidden.radius

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import samples
+from interpreted import interpreted
 from jax import lax
 
 import ibpjax
@@ -66,15 +67,15 @@ SPOILED = {
 def test_what_may_be_nan_is_unbounded(name, method):
   """Alone finds a bounded function of what is undefined that passes for bounded."""
   f = SPOILED[name]
-  bound = METHODS[method](f, round_outward=True)(BOX)
-  values = np.concatenate([jax.vmap(f)(samples(BOX, 200, 0)), jax.jit(jax.vmap(f))(samples(BOX, 200, 1))])
+  bound = interpreted(METHODS[method](f, round_outward=True))(BOX)
+  values = np.concatenate([jax.vmap(f)(samples(BOX, 200, 0)), interpreted(jax.vmap(f))(samples(BOX, 200, 1))])
   assert not np.isfinite(values).all()
   lower, upper = np.asarray(bound.lower), np.asarray(bound.upper)
   assert np.all(((lower == -np.inf) & (upper == np.inf)) | ((values >= lower) & (values <= upper)))
 
 
 def test_rows_of_what_may_be_nan():
-  bound = crown(lambda x: jnp.tanh(undefined(x)), rows=jnp.eye(4), round_outward=True)(BOX)
+  bound = interpreted(crown(lambda x: jnp.tanh(undefined(x)), rows=jnp.eye(4), round_outward=True))(BOX)
   assert np.all((bound.lower == -np.inf) & (bound.upper == np.inf))
 
 
@@ -87,7 +88,7 @@ def test_rows_of_what_may_be_nan():
     lambda x: jnp.stack([x, jnp.where(undefined(x) > 0, 1., jnp.tanh(x))])])
 def test_what_lies_beside_it_keeps_its_bounds(f, method):
   """Alone finds bounds that one undefined element takes away from all."""
-  bound = METHODS[method](f, round_outward=True)(BOX)
+  bound = interpreted(METHODS[method](f, round_outward=True))(BOX)
   assert np.all(bound.upper[1] - bound.lower[1] < 4)
 
 
@@ -97,8 +98,8 @@ def test_what_lies_beside_it_keeps_its_bounds(f, method):
 def test_known_infinite_elements_are_masks(f, rest, intermediate, outward):
   """Alone finds exponents of -inf that are taken for anything at all: the bounds are those without these elements."""
   method = ibp if intermediate is None else lambda f, **kw: crown(f, intermediate=intermediate, **kw)
-  bound = method(lambda x: f(jnp.where(KEPT, x, -jnp.inf)), round_outward=outward)(BOX)
-  wanted = method(lambda x: f(x[::2]), round_outward=outward)(BOX)
+  bound = interpreted(method(lambda x: f(jnp.where(KEPT, x, -jnp.inf)), round_outward=outward))(BOX)
+  wanted = interpreted(method(lambda x: f(x[::2]), round_outward=outward))(BOX)
   for got, want in ((bound.lower, wanted.lower), (bound.upper, wanted.upper)):
     np.testing.assert_allclose(got if rest is None else got[::2], want, rtol=1e-5, atol=1e-6)
     if rest is not None:
@@ -124,7 +125,7 @@ def test_a_known_nan_is_handed_on(name):
   f = TAKEN[name]
   assert np.isnan(f(BOX.centre)[::2]).all()
   for method in METHODS.values():
-    bound = jax.jit(method(f, round_outward=True))(BOX)
+    bound = interpreted(method(f, round_outward=True))(BOX)
     assert np.all((bound.lower[::2] == -np.inf) & (bound.upper[::2] == np.inf))
     assert np.all(np.isfinite(bound.width[1::2]))
 
@@ -143,9 +144,9 @@ def test_comparisons_of_nan_with_infinity(compare, end):
   """All are false but one: alone finds `not greater` that is taken for `at most`."""
   box = Interval(jnp.array([100.]), jnp.array([101.]))
   for f in (lambda x: compare(jnp.exp(x) - jnp.exp(1.0001 * x), end), lambda x: compare(end, jnp.exp(x) - jnp.exp(x))):
-    bound, value = ibp(lambda x, f=f: jnp.where(f(x), 1., -1.), round_outward=True)(box), f(box.lower)[0]
+    bound, value = interpreted(ibp(lambda x, f=f: jnp.where(f(x), 1., -1.), round_outward=True))(box), f(box.lower)[0]
     assert bound.lower[0] <= (1. if value else -1.) <= bound.upper[0]
-  finite = ibp(lambda x: jnp.where(compare(x, end), 1., -1.), round_outward=True)(box)
+  finite = interpreted(ibp(lambda x: jnp.where(compare(x, end), 1., -1.), round_outward=True))(box)
   assert finite.lower[0] == finite.upper[0]
 
 
@@ -154,7 +155,7 @@ def test_the_greatest_of_what_may_be_nan():
   f = lambda x: jnp.tanh(lax.top_k(jnp.concatenate([jnp.exp(x) - jnp.exp(x * 1.0001), jnp.array([1., 2.])]), 3)[0])
   box = Interval(jnp.array([100.]), jnp.array([101.]))
   for method in METHODS.values():
-    bound = method(f, round_outward=True)(box)
+    bound = interpreted(method(f, round_outward=True))(box)
     assert np.all((bound.lower == -np.inf) & (bound.upper == np.inf))
 
 
@@ -162,5 +163,6 @@ def test_rows_that_leave_out_what_may_be_nan():
   def f(x):
     spoiled = jnp.array([[0., 1.]]) @ jnp.stack([jnp.exp(x) - jnp.exp(1.0001 * x), x])
     return jnp.concatenate([spoiled, x[None]])[:, 0]
-  bound = crown(f, rows=jnp.array([[0., 1.]]), round_outward=True)(Interval(jnp.array([100.]), jnp.array([101.])))
+  box = Interval(jnp.array([100.]), jnp.array([101.]))
+  bound = interpreted(crown(f, rows=jnp.array([[0., 1.]]), round_outward=True))(box)
   assert (bound.lower[0], bound.upper[0]) == (-np.inf, np.inf)

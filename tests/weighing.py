@@ -1,18 +1,33 @@
 """Whether float bounds hold what a program is: its exact values, and those that it computes."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from checks import leaves, samples
+from interpreted import interpreted
+
+
+@functools.lru_cache(maxsize=1)
+def jacobians(f):
+  """Points -> the derivatives of all outputs, flattened."""
+  def flat(x):
+    return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(f(x))])
+  return interpreted(jax.vmap(jax.jacfwd(flat)))
+
+
+@functools.lru_cache(maxsize=1)
+def ways(f):
+  """How values are computed at many points."""
+  many = jax.vmap(f)
+  return {'exact': interpreted(many), 'computed': many, 'compiled': jax.jit(many)}
 
 
 def attacked(f, box, count, seed):
   """Points of a box: within it, at its corners, and at the corners to which gradients of the outputs point."""
   points = samples(box, count, seed)
-
-  def flat(x):
-    return jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(f(x))])
   starts = points[:: max(1, len(points) // 4)]
-  signs = np.nan_to_num(np.sign(np.asarray(jax.vmap(jax.jacfwd(flat))(starts)))).reshape(-1, *box.shape)
+  signs = np.nan_to_num(np.sign(jacobians(f)(starts))).reshape(-1, *box.shape)
   lower, upper = np.asarray(box.lower), np.asarray(box.upper)
   corners = np.where(np.concatenate([signs, -signs]) > 0, upper, lower)
   return jnp.concatenate([points, jnp.asarray(corners)])
@@ -30,8 +45,7 @@ def escapes(f, bounds, box, points):
     box: of float32.
     points: (count, *shape), of the box.
   """
-  runs = {'exact': jax.vmap(f)(points.astype(jnp.float64)), 'computed': jax.vmap(f)(points),
-          'compiled': jax.jit(jax.vmap(f))(points)}
+  runs = {how: run(points.astype(jnp.float64) if how == 'exact' else points) for how, run in ways(f).items()}
   found = {name: [] for name in bounds}
   for how, values in runs.items():
     for name, tree in bounds.items():
