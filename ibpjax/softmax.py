@@ -60,6 +60,7 @@ class Softmax(Composite):
     odds = _log_odds(self.groups, x, mask)
     # exp(x - m) has the relative error |x - m| u; where that is large, the value is below the smallest float.
     slack = gamma(4 * self.groups.count + 1024, u) + 2 * _of_shift(self.groups, self.exponents, operands, u)
+    slack = jnp.minimum(slack, 1e3)  # of elements that may be infinite, where `odds` are
     tiny: Any = u and 4 * float(jnp.finfo(odds.dtype).tiny)
     if u and self.exponents is not Exponents.SAFE:  # a term that vanishes, over a sum that is itself small
       own = self.groups.into(self.exponents.among(operands).lower)
@@ -128,10 +129,10 @@ class LogSoftmax(Composite):
     if u:
       out = widened(out, 8 * u * (finite(largest(out)) + 16) + gamma(4 * self.groups.count + 16, u))
     out = Interval(out.lower, jnp.minimum(out.upper, 0))
+    out = widened(out, _of_shift(self.groups, self.exponents, operands, u))
     if u and self.exponents is not Exponents.SAFE:
       own = self.exponents.among(operands)
-      size = jnp.max(self.groups.into(finite(largest(own))), self.groups.axes, keepdims=True)
-      out = widened(out, 8 * u * size + _of_shift(self.groups, self.exponents, operands, u))
+      out = widened(out, 8 * u * jnp.max(self.groups.into(finite(largest(own))), self.groups.axes, keepdims=True))
       computed = _exp_is_kept(self.groups, own)
       out = unbounded(out, ~computed)
     return Interval(self.groups.back(out.lower), self.groups.back(out.upper))
@@ -183,10 +184,13 @@ OF_EXPONENTS = (Softmax, LogSoftmax, LogSumExp)  # what takes exp: of known elem
 def _of_shift(groups: Groups, exponents: Exponents, operands: Sequence[Any], u: float) -> Any:
   """How far exponents may be off because the shift of their group is rounded, perhaps anew wherever it is used.
 
-  An array that has 1 in the place of the elements of a group. The greatest element of a group is not rounded.
+  An array that has 1 in the place of the elements of a group. The greatest element of a group is an element, but what
+  it is subtracted from may be a product that is not rounded any more: compilers join a * b - m to one operation. Both
+  differ by u |m|; elements far below vanish.
   """
   if exponents is not Exponents.LAST:
-    return jnp.zeros((1,) * len(groups.into(operands[0].lower).shape), operands[0].dtype)
+    tops = [jnp.max(groups.into(end), groups.axes, keepdims=True) for end in (operands[0].lower, operands[0].upper)]
+    return 8 * u * jnp.maximum(*map(jnp.abs, tops)) if u else jnp.zeros_like(tops[0])
   size = groups.into(finite(largest(operands[0])) + finite(largest(operands[-1])))
   return 8 * u * (groups.count + 8) * jnp.max(size, groups.axes, keepdims=True)
 
