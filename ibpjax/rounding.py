@@ -94,13 +94,17 @@ def _exact(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, oper
   """
   out = step(eqn, operands)
   if eqn.key in (P.sort_p, P.top_k_p):
-    tiny = [least_kept(x.dtype) if is_floating(x) else 0 for x in out]
-    out = [_apart(x, jnp.where((x.lower < t) & (x.upper > -t), t, 0).astype(x.dtype)) if t else x
-           for x, t in zip(out, tiny)]
+    out = [_any_subnormal(x) if is_floating(x) else x for x in out]
   if known := _known_floats(operands):
     moved = jnp.where(_anywhere(known, eqn.outputs[0].shape), jnp.finfo(eqn.outputs[0].dtype).tiny, 0)
     out = [_apart(x, moved) if is_set(x) and is_floating(x) else x for x in out]
   return normal(out) if known or eqn.key in (P.convert_element_type_p, P.reduce_precision_p) else out
+
+
+def _any_subnormal(x: Interval) -> Interval:
+  """An interval, widened where it holds 0 or a subnormal number to hold all of these."""
+  tiny = least_kept(x.dtype)
+  return _apart(x, jnp.where((x.lower < tiny) & (x.upper > -tiny), tiny, 0).astype(x.dtype))
 
 
 def _summed(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:

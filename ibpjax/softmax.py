@@ -128,8 +128,7 @@ class LogSoftmax(Composite):
     out = Interval(jax.nn.log_sigmoid(odds.lower), jax.nn.log_sigmoid(odds.upper))
     if u:
       out = widened(out, 8 * u * (finite(largest(out)) + 16) + gamma(4 * self.groups.count + 16, u))
-    out = Interval(out.lower, jnp.minimum(out.upper, 0))
-    out = widened(out, _of_shift(self.groups, self.exponents, operands, u))
+      out = widened(Interval(out.lower, jnp.minimum(out.upper, 0)), _of_shift(self.groups, self.exponents, operands, u))
     if u and self.exponents is not Exponents.SAFE:
       own = self.exponents.among(operands)
       out = widened(out, 8 * u * jnp.max(self.groups.into(finite(largest(own))), self.groups.axes, keepdims=True))
@@ -184,13 +183,15 @@ OF_EXPONENTS = (Softmax, LogSoftmax, LogSumExp)  # what takes exp: of known elem
 def _of_shift(groups: Groups, exponents: Exponents, operands: Sequence[Any], u: float) -> Any:
   """How far exponents may be off because the shift of their group is rounded, perhaps anew wherever it is used.
 
-  An array that has 1 in the place of the elements of a group. The greatest element of a group is an element, but what
-  it is subtracted from may be a product that is not rounded any more: compilers join a * b - m to one operation. Both
-  differ by u |m|; elements far below vanish.
+  An array that has 1 in the place of the elements of a group, or 0 for u = 0. The greatest element of a group is an
+  element, but what it is subtracted from may be a product that is not rounded any more: compilers join a * b - m to one
+  operation. Both differ by u |m|; elements far below vanish.
   """
+  if not u:
+    return 0.
   if exponents is not Exponents.LAST:
     tops = [jnp.max(groups.into(end), groups.axes, keepdims=True) for end in (operands[0].lower, operands[0].upper)]
-    return 8 * u * jnp.maximum(*map(jnp.abs, tops)) if u else jnp.zeros_like(tops[0])
+    return 8 * u * jnp.maximum(*map(jnp.abs, tops))
   size = groups.into(finite(largest(operands[0])) + finite(largest(operands[-1])))
   return 8 * u * (groups.count + 8) * jnp.max(size, groups.axes, keepdims=True)
 

@@ -79,7 +79,7 @@ class Univariate:
     grid = jax.vmap(lambda t: jnp.clip(lower + (upper - lower) * t, lower, upper))(steps).at[-1].set(upper)
     pieces, = run(self.body, grid[:-1], grid[1:])
     if self.slope is not None:
-      off = 2 * u * jnp.abs(grid)  # x may be a product that some of its uses round and others do not
+      off = u and 2 * u * jnp.abs(grid)  # x may be a product that some of its uses round and others do not
       at, = run(self.body, grid - off, grid + off)
       slope, = run(self.slope, grid[:-1], grid[1:])
       for test in run(self.tests, grid[:-1], grid[1:]):

@@ -215,11 +215,12 @@ def planned(code):
   places, start = {}, []
 
   def place(v):
-    if hasattr(v, 'val') or v not in places:
-      start.append(np.asarray(v.val, v.aval.dtype) if hasattr(v, 'val') else None)
-      if hasattr(v, 'val'):
-        return len(start) - 1
-      places[v] = len(start) - 1
+    if hasattr(v, 'val'):  # a literal
+      start.append(np.asarray(v.val, v.aval.dtype))
+      return len(start) - 1
+    if v not in places:
+      places[v] = len(start)
+      start.append(None)
     return places[v]
   inputs = [*map(place, jaxpr.invars)]
   for v, x in zip(jaxpr.constvars, consts, strict=True):

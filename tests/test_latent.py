@@ -149,7 +149,7 @@ def test_losses_are_smoothed_over_weights():
   step = functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=lambda s: .03,
                            kappa=lambda s: .5)
   batch = IMAGES, LABELS
-  after, metrics = interpreted(functools.partial(step, weight_noise=.2, weight_samples=3))(state, batch, KEY)
+  after, metrics = jax.jit(functools.partial(step, weight_noise=.2, weight_samples=3))(state, batch, KEY)
   losses, moves = [], []
   for noise, _ in jax.random.split(jax.random.split(KEY, 3)[1], (3, 2)):
     moved = training.TrainState(_perturbed(state.params, noise, .2), state.batch_stats, state.opt_state, state.step)

@@ -63,9 +63,9 @@ def test_nnx_module_as_argument_closure_and_split_merge():
   net, box = nnx_net(), box_around(IMAGES, .05)
   graphdef, state = nnx.split(net)
   argument = interpreted(ibp(lambda m, x: m(x)))(net, box)
-  jitted = interpreted(ibp(lambda m, x: m(x)))(net, box)
+  jitted = jax.jit(ibp(lambda m, x: m(x)))(net, box)
   closure = interpreted(ibp(net))(box)
-  merged = interpreted(ibp(lambda s, x: nnx.merge(graphdef, s)(x)))(state, box)
+  merged = jax.jit(ibp(lambda s, x: nnx.merge(graphdef, s)(x)))(state, box)
   for other in (jitted, closure, merged):
     np.testing.assert_allclose(argument.lower, other.lower, rtol=1e-4, atol=1e-5)
   check(argument, net, box)
