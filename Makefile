@@ -9,7 +9,7 @@ PYTEST := -m pytest --numprocesses=auto --dist=loadgroup
 QUICKLY := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 
 # What the oldest versions are tested on: laws of bounds, which depend on what JAX traces; no training, no documents.
-LAWS := $(patsubst %,tests/test_%.py,rows linear forms windows rounding alpha exact layers random_programs lipschitz)
+LAWS := $(patsubst %,tests/test_%.py,rows linear scans slopes forms windows rounding alpha exact layers random_programs lipschitz)
 
 .PHONY: demo test test-all test-oldest lint types docs benchmark clean
 

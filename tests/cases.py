@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax import lax
 from jax.extend.core import primitives as P
 
@@ -385,9 +384,4 @@ def first_of_each() -> set[str]:
   return names
 
 
-FIRST = first_of_each()
-
-
-def sparingly(names) -> list:
-  """Cases for a law that compiles a lot for each: those after the first of a row wait for `make test-all`."""
-  return [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+FIRST = first_of_each()  # laws that compile a lot for each case take these

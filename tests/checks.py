@@ -1,6 +1,7 @@
 """What the laws are made of: samples of a box, containment, shrinking."""
 import jax
 import numpy as np
+import pytest
 
 from ibpjax import Interval
 
@@ -11,6 +12,11 @@ def is_interval(x):
 
 def leaves(tree):
   return jax.tree.leaves(tree, is_leaf=is_interval)
+
+
+def waiting(names, slow) -> list:
+  """Names as parameters of a test; those in `slow` wait for `make test-all`."""
+  return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
 
 
 def box_around(x, radius):
@@ -49,6 +55,12 @@ def differences(values, x, step):
   out = [y.reshape(2 * x.size, -1) for y in out if np.issubdtype(y.dtype, np.floating)]
   up, down = np.split(np.concatenate([*out, np.zeros((2 * x.size, 0))], axis=1), 2)
   return (up - down).T.reshape(-1, *x.shape)
+
+
+def at(affine, points):
+  """The values of an affine function of one array at many; NumPy compiles nothing."""
+  a, axes = np.asarray(affine.coeffs[0]), points.ndim - 1
+  return np.asarray(affine.bias) + np.tensordot(points, a, (range(1, axes + 1), range(a.ndim - axes, a.ndim)))
 
 
 def extremal(values, box, count):

@@ -3,7 +3,6 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 from jax import lax
 
@@ -86,10 +85,6 @@ def between(name):
 
 # Moved, padded and joined as others of them are: these wait for `make test-all`.
 ALIKE = {'same', 'dilated', 'point', 'tanh', 'cropped', 'residual', 'below', 'from the left', 'by columns', 'expanded'}
-
-
-def sparingly(names=LAYERS) -> list:
-  return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in names]
 
 
 SEEDS = st.integers(0, 9)

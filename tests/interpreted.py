@@ -22,7 +22,7 @@ EVERYWHERE = {
     'add': np.add, 'add_any': np.add, 'sub': np.subtract, 'mul': np.multiply, 'max': np.maximum, 'min': np.minimum,
     'neg': np.negative, 'abs': np.abs, 'eq': np.equal, 'ne': np.not_equal, 'lt': np.less, 'le': np.less_equal,
     'gt': np.greater, 'ge': np.greater_equal, 'and': np.bitwise_and, 'or': np.bitwise_or, 'xor': np.bitwise_xor,
-    'not': np.invert, 'square': np.square, 'copy': np.positive, 'copy_p': np.positive, 'stop_gradient': lambda x: x,
+    'not': np.invert, 'square': np.square, 'copy': np.positive, 'stop_gradient': lambda x: x,
     'clamp': lambda low, x, high: np.minimum(np.maximum(x, low), high)}
 OF_FLOATS = {
     'div': np.divide, 'exp': np.exp, 'exp2': np.exp2, 'log': np.log, 'log2': np.log2, 'log1p': np.log1p,

@@ -21,6 +21,12 @@ COMPANIONS = {'S1': {}, 'S2': dict(slopes='chord'), 'S3': dict(slopes='chord', i
               'S2r': dict(slopes='chord', masks='sound', intersect=True), 'S1, sound masks': dict(masks='sound')}
 
 
+def companions(f):
+  """A function that computes the sound bounds of all companions, by name."""
+  return interpreted(lambda *inputs: {name: etb_companion(f, **options)(*inputs).sound
+                                      for name, options in COMPANIONS.items()})
+
+
 def parallel(fn, l, u, points=()):
   """Both lines have the slope of the chord (Fast-Lin)."""
   return (ibpjax.lines.chord(fn, l, u),) * 2
@@ -93,8 +99,8 @@ def test_smallest_examples():
 def test_exact_where_no_unit_is_unstable(name):
   f, (params, x) = functools.partial(KINDS[name], activation=jax.nn.relu), random_network(KINDS[name], 0)
   box = box_around(x, 1e-5)
-  values = np.asarray(jax.vmap(functools.partial(f, params))(samples(box, 300)))
-  jacobian = jax.jacrev(f, 1)(params, x)
+  values = interpreted(jax.vmap(f, (None, 0)))(params, samples(box, 300))
+  jacobian = interpreted(jax.jacrev(f, 1))(params, x)
   for name, options in READINGS.items():
     bounds = interpreted(etb(f, **options))(params, box)
     if name != 'V3':  # which goes from box to box
@@ -170,8 +176,8 @@ def test_composition_equals_the_dense_jacobian(name):
   _, inside = interpreted(ibpjax.ibp(relu, intermediates=True))(params, box)
   masks = [(b.upper >= 0).astype(x.dtype) for b in inside.bounds.values()]
   assert any(not m.all() for m in masks)
-  jacobian = jax.jacrev(lambda x: masked(f, params, x, masks))(x)
-  centre, radius = masked(f, params, x, masks), jnp.abs(jacobian) @ box.radius
+  jacobian = interpreted(jax.jacrev(lambda x: masked(f, params, x, masks)))(x)
+  centre, radius = interpreted(lambda x: masked(f, params, x, masks))(x), np.abs(jacobian) @ box.radius
   found = interpreted(etb(relu, masks='ibp'))(params, box)
   np.testing.assert_allclose((found.lower, found.upper), (centre - radius, centre + radius), rtol=1e-6)
 
@@ -185,7 +191,7 @@ def test_the_part_left_out_of_a_block():
   hidden = interpreted(ibpjax.ibp(lambda x: first @ x))(box)
   unstable = np.asarray((hidden.lower < 0) & (hidden.upper > 0))
   assert 2 <= unstable.sum() < 12
-  found = etb_companion(block)(params, box)
+  found = interpreted(etb_companion(block))(params, box)
   (down, up), = found.slack.values()
   for point in samples(box, 100):
     g = second @ jnp.where(hidden.upper >= 0, first @ point, 0)
@@ -203,7 +209,7 @@ def test_expected_interval_widened_by_the_slack_is_the_sound_one(name):
   f, (params, x) = functools.partial(KINDS[name], activation=jax.nn.relu), random_network(KINDS[name], 1)
   box = box_around(x, .4)
   for options in (dict(masks='ibp'), dict(masks='sound')):
-    found, plain = etb_companion(f, **options)(params, box), interpreted(etb(f, **options))(params, box)
+    found, plain = (interpreted(m(f, **options))(params, box) for m in (etb_companion, etb))
     downs, ups = zip(*found.slack.values(), strict=True)
     assert len(downs) == len(found.sources) == {'dense': 3, 'residual': 4, 'convolutional': 2}[name]
     np.testing.assert_allclose((found.expected.lower, found.expected.upper), (plain.lower, plain.upper), rtol=1e-12)
@@ -215,7 +221,7 @@ def test_expected_interval_widened_by_the_slack_is_the_sound_one(name):
 def test_companions_hold_the_exact_range():
   """On 120 networks of 17 neurons, by mixed-integer programming; chords are not far from it where boxes are small."""
   f = functools.partial(dense, activation=jax.nn.relu)
-  run = interpreted(lambda p, box: {k: etb_companion(f, **options)(p, box).sound for k, options in COMPANIONS.items()})
+  run = companions(f)
   loose = {name: [] for name in COMPANIONS}
   for seed in range(120):
     params, x = random_network(dense, seed)
@@ -238,7 +244,7 @@ def test_companions_of_chords_are_crown_with_parallel_lines(name):
     box = box_around(x, radius)
     pairs = [(dict(masks='ibp'), dict(intermediate='ibp')), (dict(masks='sound', intersect=True), dict(intersect=True))]
     for options, crown in pairs[:1 if name == 'residual' else 2]:  # there crown skips walks of which intervals profit
-      found = etb_companion(f, slopes='chord', **options)(params, box).sound
+      found = interpreted(etb_companion(f, slopes='chord', **options))(params, box).sound
       other = interpreted(ibpjax.crown(f, lines=parallel, **crown))(params, box)
       np.testing.assert_allclose((found.lower, found.upper), (other.lower, other.upper), rtol=1e-7, err_msg=str(crown))
 
@@ -246,14 +252,13 @@ def test_companions_of_chords_are_crown_with_parallel_lines(name):
 @pytest.mark.parametrize('name', KINDS)
 def test_companions_hold_samples_of_deeper_networks(name):
   f = functools.partial(KINDS[name], activation=jax.nn.relu)
-  values = interpreted(jax.vmap(f, (None, 0)))
+  values, sound = interpreted(jax.vmap(f, (None, 0))), companions(f)
   for seed in range(3):
     params, x = random_network(KINDS[name], seed)
     for radius in (.05, .5):
       box = box_around(x, radius)
       points = values(params, samples(box, 300))
-      for options in COMPANIONS.values():
-        assert holds(etb_companion(f, **options)(params, box).sound, points)
+      assert all(holds(bound, points) for bound in sound(params, box).values())
 
 
 # ------------------------------------------------------------------------- transformations
@@ -264,8 +269,7 @@ def test_thresholds_other_than_zero():
   for centre in (jnp.array([-.2, .1, .3]), jnp.array([2., -3., .1])):
     box = box_around(centre, .4)
     values = interpreted(jax.vmap(f))(samples(box, 500))
-    for options in COMPANIONS.values():
-      bound = etb_companion(f, **options)(box).sound
+    for bound in companions(f)(box).values():
       assert holds(bound, values)
       assert np.all(bound.width < 4 * np.ptp(values, axis=0) + 1e-6)
 
@@ -278,8 +282,7 @@ def test_several_maxima_on_one_value():
   box = Interval(jnp.full(3, -1.), jnp.full(3, 1.))
   for f in functions:
     values = interpreted(jax.vmap(f))(samples(box, 300))
-    for options in COMPANIONS.values():
-      bound = etb_companion(f, **options)(box).sound
+    for bound in companions(f)(box).values():
       assert holds(bound, values)
       assert np.all(bound.width < 8)  # ranges are up to 2.5 wide
 
@@ -295,10 +298,11 @@ def test_batches_and_compilation_change_nothing(options):
   f = functools.partial(convolutional, activation=jax.nn.relu)
   params, x = random_network(convolutional, 0)
   xs = jnp.stack([x, 2 * x, x - 1])
-  one = lambda params, x: etb(f, **options)(params, box_around(x, .1))
+  def one(params, x):
+    return etb(f, **options)(params, box_around(x, .1))
   batch = interpreted(jax.vmap(one, (None, 0)))(params, xs)
   for i, x in enumerate(xs):
-    single = one(params, x)
+    single = interpreted(one)(params, x)
     np.testing.assert_allclose((batch.lower[i], batch.upper[i]), (single.lower, single.upper), rtol=1e-9)
   chunked = interpreted(etb(f, chunk=2, **options))(params, box_around(x, .1))
   np.testing.assert_allclose((chunked.lower, chunked.upper), (single.lower, single.upper), rtol=1e-9)
@@ -343,7 +347,7 @@ def test_expected_intervals_are_refused_where_bounds_are_needed():
     with pytest.raises(TypeError, match='certifies nothing: expected tight bounds hold a range in expectation'):
       ibpjax.certify(f, params, x[None], jnp.zeros(1, int), .1, method=method, clip=None)
   with pytest.raises(TypeError, match='intermediate is ExpectedInterval; it is'):
-    ibpjax.crown(f, intermediate=etb(f)(params, box_around(x, .1)))(params, box_around(x, .1))
+    ibpjax.crown(f, intermediate=found)(params, box_around(x, .1))
 
 
 @pytest.mark.parametrize(('f', 'name'), [

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from interpreted import interpreted
 from networks import dense, random_network
 from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -75,18 +76,22 @@ def exact(params, lower, upper, relaxed=False):
 
 
 @functools.cache
-def compiled():
-  return jax.jit(lambda params, box: {name: m(RELU)(params, box) for name, m in METHODS.items()})
+def bounds():
+  """(params, box) -> bounds by every method; slopes are optimised by a compiled loop."""
+  alpha, others = 'alpha-crown', METHODS.keys() - {'alpha-crown'}
+  optimised = jax.jit(METHODS[alpha](RELU))
+  plain = interpreted(lambda *inputs: {name: METHODS[name](RELU)(*inputs) for name in others})
+  return lambda *inputs: plain(*inputs) | {alpha: optimised(*inputs)}
 
 
 def test_no_bound_lies_inside_of_the_exact_range():
-  """On 210 networks of 17 neurons; and the tight methods are not far from it."""
+  """On 120 networks of 17 neurons; and the tight methods are not far from it."""
   loose = {name: [] for name in METHODS}
-  for seed in range(210):
+  for seed in range(120):
     params, x = random_network(dense, seed)
     radius = (.02, .1, .4)[seed % 3]
     lower, upper, _ = exact(params, np.asarray(x) - radius, np.asarray(x) + radius)
-    for name, bound in compiled()(params, Interval(x - radius, x + radius)).items():
+    for name, bound in bounds()(params, Interval(x - radius, x + radius)).items():
       assert np.all(bound.lower <= lower + 1e-7), name
       assert np.all(bound.upper >= upper - 1e-7), name
       loose[name].append(float(bound.width.sum()) / max(float((upper - lower).sum()), 1e-9))
@@ -104,7 +109,7 @@ def test_optimised_slopes_reach_the_linear_program():
     params, x = random_network(dense, seed)
     lower, upper, _ = exact(params, np.asarray(x) - .2, np.asarray(x) + .2, relaxed=True)
     bound = optimised(params, Interval(x - .2, x + .2))
-    plain = compiled()(params, Interval(x - .2, x + .2))['crown-ibp']
+    plain = bounds()(params, Interval(x - .2, x + .2))['crown-ibp']
     scale = np.maximum(upper - lower, 1e-9)
     assert np.all(bound.lower <= lower + 1e-7)
     assert np.all(bound.upper >= upper - 1e-7)
@@ -134,10 +139,10 @@ def test_one_unstable_neuron_on_a_segment_is_bounded_exactly():
     else:
       continue
     tested += 1
-    bounds = compiled()(params, Interval(jnp.array([-radius]), jnp.array([radius])))
+    found = bounds()(params, Interval(jnp.array([-radius]), jnp.array([radius])))
     width = np.maximum(upper - lower, 1e-9)
     for name in ('crown', 'crown, tight', 'alpha-crown'):
-      gaps = np.stack([lower - bounds[name].lower, bounds[name].upper - upper]) / width
+      gaps = np.stack([lower - found[name].lower, found[name].upper - upper]) / width
       assert np.all(gaps > -1e-6)
       assert np.all(gaps.min(0) < 1e-6)  # exact on the side where the function is concave
       if name == 'alpha-crown':

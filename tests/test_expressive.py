@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from interpreted import interpreted
 from networks import classifier
 
 from ibpjax import linf_ball, training
@@ -23,16 +24,13 @@ def outcome(objective, eps=.1, model=None, **attack):
   """(loss, metrics, gradient) of an objective; of one of attacks, at the points of one with the options given."""
   graphdef, state = nnx.split(small() if model is None else model)
 
-  @jax.jit
-  def run(state):
-    def loss(state):
-      model = nnx.merge(graphdef, state)
-      logits, stats = model.with_statistics(IMAGES)
-      f = lambda params, x: params[0](x[None], params[1])[0]
-      points = dict(points=training.attacked(f, (model, stats), IMAGES, LABELS, eps, KEY, **attack)) if attack else {}
-      return objective(f, (model, stats), logits, IMAGES, LABELS, eps, KEY, **points)
-    return jax.value_and_grad(loss, has_aux=True)(state)
-  (value, metrics), gradient = run(state)
+  def loss(state):
+    model = nnx.merge(graphdef, state)
+    logits, stats = model.with_statistics(IMAGES)
+    f = lambda params, x: params[0](x[None], params[1])[0]
+    points = dict(points=training.attacked(f, (model, stats), IMAGES, LABELS, eps, KEY, **attack)) if attack else {}
+    return objective(f, (model, stats), logits, IMAGES, LABELS, eps, KEY, **points)
+  (value, metrics), gradient = interpreted(jax.value_and_grad(loss, has_aux=True))(state)
   return float(value), {k: float(v) for k, v in metrics.items()}, gradient
 
 

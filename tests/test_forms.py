@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import holds, samples
+from checks import holds, samples, waiting
 from hypothesis import given
-from images import LAYERS, NETWORKS, SEEDS, between, conv, image, network, same, sparingly
+from images import ALIKE, LAYERS, NETWORKS, SEEDS, between, conv, image, network, same
 from interpreted import interpreted
 from jax import lax
 
@@ -44,7 +44,7 @@ LOCAL = ['conv', 'same', 'strided', 'far padded', 'dilated', 'point', 'channels 
          'expanded']
 
 
-@pytest.mark.parametrize('name', sparingly())
+@pytest.mark.parametrize('name', waiting(LAYERS, ALIKE))
 def test_each_layer_between_two_convolutions(name):
   agree(between(name), linf_ball(image(), .1))
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ramp
+from interpreted import interpreted
 
 from ibpjax import adaptive, constant, crown, ibp, lbp, linf_ball, margins, tight
 
@@ -46,19 +47,19 @@ def test_margins_of_a_four_layer_network(name, lines):
   box = linf_ball(jnp.array([.5, -.25]), .3)
   def margin(x):
     return margins(network(ACTIVATIONS[name])(x), 0)
-  assert close_to(ibp(margin, elide=True)(box), IBP[name])
+  assert close_to(interpreted(ibp(margin, elide=True))(box), IBP[name])
   methods = [crown(margin, intermediate='ibp', lines=lines), lbp(margin, lines=lines),
              crown(margin, intermediate='lbp', lines=lines), crown(margin, lines=lines)]
   for method, ends in zip(methods, LINEAR[name, lines], strict=True):
-    assert close_to(method(box), ends)
+    assert close_to(interpreted(method)(box), ends)
   for same in (crown(margin, lines=constant), lbp(margin, lines=constant)):
-    assert close_to(same(box), IBP[name])
+    assert close_to(interpreted(same)(box), IBP[name])
 
 
 @pytest.mark.usefixtures('x64')
 def test_lbp_of_the_third_layer():
   box = linf_ball(jnp.array([.5, -.25]), .3)
-  _, found = lbp(network(ACTIVATIONS['relu']), intermediates=True)(box)
+  _, found = interpreted(lbp(network(ACTIVATIONS['relu']), intermediates=True))(box)
   last = list(found.bounds.values())[-1]
   np.testing.assert_allclose(last.lower, [-.664357, -.188495, -.0043], atol=6e-7)
   np.testing.assert_allclose(last.upper, [.026297, .948377, .636993], atol=6e-7)

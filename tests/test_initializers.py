@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from interpreted import interpreted
 
 from ibpjax import ibp, linf_ball, nn
 
@@ -48,7 +49,7 @@ def test_what_is_drawn_anew():
 def ratios(model, shape):
   """The mean radius of what goes into each activation, over that of the input."""
   box = linf_ball(jax.random.uniform(jax.random.key(3), shape), .03)
-  _, inside = jax.jit(ibp(lambda x: model(x, model.with_statistics(box.centre)[1]), intermediates=True))(box)
+  _, inside = interpreted(ibp(lambda x: model(x, model.with_statistics(box.centre)[1]), intermediates=True))(box)
   return [float(b.radius.mean() / box.radius.mean()) for b in inside.bounds.values()]
 
 

@@ -81,7 +81,7 @@ def test_attacks_inside_lie_between_attacks_and_bounds():
   params, box = parameters(), linf_ball(IMAGES, EPS, 0., 1.)
   one = lambda params, x, y: margins(f(params, x), y)
   bound = interpreted(jax.vmap(ibp(one, elide=True), (None, 0, 0)))(params, box, LABELS).lower
-  found = jax.jit(lambda params: attacked_inside(*training.halves(1), params, box, LABELS, KEY, 20))(params)
+  found = interpreted(lambda params: attacked_inside(*training.halves(1), params, box, LABELS, KEY, 20))(params)
   assert (found >= bound - 1e-5).all()
   assert (found > bound + .01).any()
   for i in range(6):
@@ -149,17 +149,17 @@ def test_losses_are_smoothed_over_weights():
   step = functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=lambda s: .03,
                            kappa=lambda s: .5)
   batch = IMAGES, LABELS
-  after, metrics = jax.jit(functools.partial(step, weight_noise=.2, weight_samples=3))(state, batch, KEY)
+  after, metrics = interpreted(functools.partial(step, weight_noise=.2, weight_samples=3))(state, batch, KEY)
   losses, moves = [], []
   for noise, _ in jax.random.split(jax.random.split(KEY, 3)[1], (3, 2)):
     moved = training.TrainState(_perturbed(state.params, noise, .2), state.batch_stats, state.opt_state, state.step)
-    new, seen = jax.jit(step)(moved, batch, KEY)
+    new, seen = interpreted(step)(moved, batch, KEY)
     losses.append(float(seen['loss']))
     moves.append(jax.tree.map(lambda a, b: a - b, new.params, moved.params))
   assert len(set(losses)) == 3
   assert float(metrics['loss']) == pytest.approx(np.mean(losses), rel=1e-5)
   mean = jax.tree.map(lambda *m: sum(m) / 3, *moves)
-  plain, _ = jax.jit(step)(state, batch, KEY)
+  plain, _ = interpreted(step)(state, batch, KEY)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.batch_stats, plain.batch_stats)
   jax.tree.map(lambda a, b, m: np.testing.assert_allclose(a - b, m, rtol=1e-3, atol=1e-5), after.params, state.params,
                mean)

@@ -34,7 +34,7 @@ def loss_of(model, objective, eps=EPS):
   """The objective alone: (loss, metrics), on the stored statistics."""
   one = batched(lambda m, x: m(x))
   logits = model(IMAGES)
-  return jax.jit(lambda m: objective(one, m, logits, IMAGES, LABELS, eps, KEY))(model)
+  return interpreted(lambda m: objective(one, m, logits, IMAGES, LABELS, eps, KEY))(model)
 
 
 @pytest.mark.usefixtures('promotion')
@@ -50,7 +50,7 @@ def test_training_lowers_the_loss(make, name):
   if nn.ramps(model):
     nn.calibrate(model, [IMAGES])
   graphdef, state = training.TrainState.create(model, optimizer)
-  step = jax.jit(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=eps,
+  step = interpreted(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=eps,
                                    kappa=lambda s: 0., objective=objective))
   history = []
   for i in range(40):
@@ -76,7 +76,7 @@ def test_a_mixture_is_of_bounds():
   plain, linear, lbp = over(ibp(one, elide=True)), over(crown(one, intermediate='ibp')), over(
       crown(one, intermediate='lbp'))
   for intermediate, found in (('ibp', linear), ('lbp', lbp)):
-    @jax.jit
+    @interpreted
     def mixed(m, beta, intermediate=intermediate):
       return training.crown_objective(batched(lambda m, x: m(x)), m, m(IMAGES), IMAGES, LABELS, EPS, KEY,
                                       beta=lambda e: beta, intermediate=intermediate)

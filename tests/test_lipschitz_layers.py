@@ -53,7 +53,7 @@ def test_norm_pooling_lengthens_nothing_and_keeps_lengths(size, shape):
   assert np.linalg.norm(y) == pytest.approx(np.linalg.norm(x), rel=1e-6)
   assert lipschitz(pool)(x).value == pytest.approx(1, rel=1e-5)
   assert lipschitz(lambda x: 3 * pool(2 * x))(x).value == pytest.approx(6, rel=1e-5)
-  pull = jax.jit(jax.jacobian(pool))
+  pull = interpreted(jax.jacobian(pool))
   for point in (x, 1e-3 * x, 0 * x, x.at[0, :size, :size].set(0)):
     norms = np.linalg.svd(np.asarray(pull(point)).reshape(y.size, x.size), compute_uv=False)
     assert np.isfinite(norms).all()
@@ -187,7 +187,7 @@ def test_layers_that_lengthen_nothing_by_construction(layer, shape):
   for seed in range(4):
     made = disturbed(layer(), seed) if seed else layer()
     rng = np.random.default_rng(seed)
-    f = jax.jit(jax.jacobian(lambda x, m=made: m(x)))
+    f = interpreted(jax.jacobian(lambda x, m=made: m(x)))
     reached = max(np.linalg.svd(np.asarray(f(jnp.asarray(2 * rng.normal(size=shape), jnp.float32))).reshape(
         -1, int(np.prod(shape))), compute_uv=False).max() for _ in range(10))
     bound = lipschitz(lambda m, x: m(x))(made, jnp.zeros(shape)).value

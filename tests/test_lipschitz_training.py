@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from interpreted import interpreted
 
 from ibpjax import nn
 from ibpjax.lipschitz import LipschitzBound, lipschitz
@@ -76,7 +77,7 @@ def params_of(seed, head=3):
 def test_estimates_are_below_bounds_and_come_near():
   params, x = params_of(0), jnp.zeros(5)
   bound = lipschitz(network)(params, x)
-  run = jax.jit(lipschitz_estimate(network, steps=3))
+  run = interpreted(lipschitz_estimate(network, steps=3))
   found, state = run(jax.random.key(0), params, x)
   previous = 0.
   for _ in range(60):
@@ -108,7 +109,7 @@ def trained_by_emma(f, params, xs, labels, eps, length):
   """The parameters of a network after so many steps of EMMA."""
   optimizer, estimate = optax.adam(1e-2), lipschitz_estimate(f, steps=5)
 
-  @jax.jit
+  @interpreted
   def run(params):
     def step(carry, _):
       params, moments, state = carry
@@ -121,7 +122,7 @@ def trained_by_emma(f, params, xs, labels, eps, length):
       return (optax.apply_updates(params, updates), moments, state), None
     _, state = estimate(jax.random.key(0), params, xs[0])
     return jax.lax.scan(step, (params, optimizer.init(params), state), length=length)[0][0]
-  return run(params)
+  return jax.tree.map(jnp.asarray, run(params))
 
 
 def trained(seed=0):
@@ -147,7 +148,7 @@ def attacked(f, params, xs, labels, radii, steps=60):
       return d, margin(x + d, y, other)
     return jax.lax.scan(step, jnp.zeros_like(x), length=steps)[1].min()
   each = jax.vmap(jax.vmap(one, (None, None, None, 0)), (0, 0, 0, None))
-  return np.asarray(jax.jit(each)(xs, labels, radii, jnp.arange(3)).min(1))
+  return np.asarray(interpreted(each)(xs, labels, radii, jnp.arange(3)).min(1))
 
 
 @pytest.mark.usefixtures('promotion')
@@ -266,7 +267,7 @@ def test_half_of_the_bound_is_refuted():
   params = trained()[0]
   bound = lipschitz(network)(params, jnp.zeros(5)).value
   xs = jnp.asarray(np.random.default_rng(0).normal(size=(500, 5)) * 2)
-  reached = jax.jit(jax.vmap(jax.jacobian(functools.partial(network, params))))(xs)
+  reached = interpreted(jax.vmap(jax.jacobian(functools.partial(network, params))))(xs)
   norms = np.linalg.svd(np.asarray(reached), compute_uv=False).max(-1)
   assert bound / 2 < norms.max() <= bound
 
@@ -301,7 +302,7 @@ def test_bound_power_iteration_and_jacobians_in_order_before_and_after_training(
   for state, share in ((STATE, .3), (trained_images(), .5)):
     bound = lipschitz(liresnet)(state, xs[0])
     found, _ = lipschitz_estimate(liresnet, steps=500)(jax.random.key(1), state, xs[0])
-    jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(liresnet, 1), (None, 0)))(state, xs), np.float64)
+    jacobians = np.asarray(interpreted(jax.vmap(jax.jacobian(liresnet, 1), (None, 0)))(state, xs), np.float64)
     jacobians = jacobians.reshape(len(xs), 3, -1)
     reached = np.linalg.svd(jacobians, compute_uv=False).max()
     assert share * bound.value < reached <= float(found.value) <= bound.value <= 1.01 * float(found.value)

@@ -139,14 +139,14 @@ def test_training_moves_heights_once_they_bend_and_slopes_by_schedule():
   x, labels = jnp.asarray(RNG.normal(size=(32, 5)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 32))
   eta = training.linear(0., 1, 2, initial=.01)
   graphdef, state = training.TrainState.create(model, optimizer)
-  step = jax.jit(functools.partial(
+  step = interpreted(functools.partial(
       training.train_step, graphdef=graphdef, optimizer=optimizer, eps=lambda t: .01, kappa=lambda t: .5, eta=eta,
       objective=functools.partial(training.ibp_objective, clip=(-10., 10.))))
   heights = lambda s: [ramp.r[...] for ramp in nn.ramps(nnx.merge(graphdef, s.params, s.batch_stats))]
   slopes = lambda s: [float(ramp.eta[...]) for ramp in nn.ramps(nnx.merge(graphdef, s.params, s.batch_stats))]
   after, _ = step(state, (x, labels), jax.random.key(0))
   assert all(np.all(r == 1) for r in heights(after))
-  bent = nnx.merge(graphdef, after.params, after.batch_stats)
+  bent = nnx.merge(graphdef, *jax.tree.map(jnp.asarray, (after.params, after.batch_stats)))
   nn.calibrate(bent, [x])
   _, (params, batch_stats) = training.split(bent)
   states = [training.TrainState(params, batch_stats, after.opt_state, after.step)]
@@ -162,7 +162,7 @@ def test_heights_that_fell_to_the_least_can_grow_again():
   x, labels = jnp.asarray(RNG.normal(size=(32, 5)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 32))
   nn.calibrate(model, [x])
   graphdef, state = training.TrainState.create(model, optax.sgd(1.))
-  step = jax.jit(functools.partial(
+  step = interpreted(functools.partial(
       training.train_step, graphdef=graphdef, optimizer=optax.sgd(3.), eps=lambda t: .3, kappa=lambda t: t / 40,
       objective=functools.partial(training.ibp_objective, clip=(-10., 10.))))
   history = []
@@ -191,7 +191,8 @@ def test_heights_are_jittered_once_they_bend():
   graphdef, state = training.TrainState.create(model, optax.sgd(0.))
   batch = jnp.ones((4, 5)), jnp.zeros(4, int)
   for share, moves in ((0., False), (.1, True)):
-    after, _ = jax.jit(functools.partial(step, graphdef=graphdef, height_noise=share))(state, batch, jax.random.key(1))
+    run = interpreted(functools.partial(step, graphdef=graphdef, height_noise=share))
+    after, _ = run(state, batch, jax.random.key(1))
     now, = nn.ramps(nnx.merge(graphdef, after.params, after.batch_stats))
     assert bool(jnp.any(now.r[...] != ramp.r[...])) == moves
 

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from interpreted import interpreted
 from networks import classifier
 
 from ibpjax import Interval, linf_ball, nn, training
@@ -58,7 +59,7 @@ def outcome(model, eps, **options):
   def f(params, x):
     return params[0](x[None], params[1])[0]
 
-  @jax.jit
+  @interpreted
   def run(model, eps):
     logits, stats = model.with_statistics(IMAGES)
     return training.ibp_objective(f, (model, stats), logits, IMAGES, LABELS, eps, KEY, **options)
@@ -120,7 +121,7 @@ def test_the_scale_of_the_input_is_taken_after_normalisation():
 @pytest.mark.parametrize('kappa', [0., .5])
 def test_the_step_adds_the_penalty_whatever_kappa_is(kappa):
   graphdef, state = training.TrainState.create(small(), OPTIMIZER)
-  step = jax.jit(functools.partial(
+  step = interpreted(functools.partial(
       training.train_step, graphdef=graphdef, optimizer=OPTIMIZER, eps=lambda s: .05, kappa=lambda s: kappa,
       objective=functools.partial(training.ibp_objective, regularizer=regularizer())))
   _, metrics = step(state, (IMAGES, LABELS), KEY)
@@ -132,7 +133,7 @@ def test_the_step_adds_the_penalty_whatever_kappa_is(kappa):
 @pytest.mark.usefixtures('promotion')
 def test_training_lowers_the_penalty():
   graphdef, state = training.TrainState.create(small(), OPTIMIZER)
-  step = jax.jit(functools.partial(
+  step = interpreted(functools.partial(
       training.train_step, graphdef=graphdef, optimizer=OPTIMIZER, eps=lambda s: 0., kappa=lambda s: 0.,
       objective=functools.partial(training.ibp_objective, regularizer=regularizer())))
   history = []

@@ -38,7 +38,7 @@ def test_a_block_is_the_sum_of_two_chains():
 def test_statistics_of_chains_inside_of_chains():
   model = resnext()
   assert len(norms(model)) == 1 + 3 * (4 + 3) + 1  # a stem, three stages of two blocks, a hidden layer
-  logits, stats = jax.jit(lambda m, x: m.with_statistics(x))(model, IMAGES)
+  logits, stats = interpreted(lambda m, x: m.with_statistics(x))(model, IMAGES)
   np.testing.assert_allclose(logits, model(IMAGES, stats), rtol=1e-4, atol=1e-5)
   stored = model(IMAGES)
   assert not np.allclose(logits, stored, atol=1e-2)
@@ -75,7 +75,7 @@ def test_training_moves_everything():
             nn.Residual([nnx.Conv(3, 3, (3, 3), rngs=rngs), nn.BatchNorm(3)], [nn.BatchNorm(3)]), jax.nn.relu,
             nn.flatten, nnx.Linear(192, 3, rngs=rngs)]
   graphdef, state = training.TrainState.create(nn.Sequential(layers), optimizer)
-  new, metrics = jax.jit(lambda state: training.train_step(
+  new, metrics = interpreted(lambda state: training.train_step(
       state, (IMAGES, LABELS), jax.random.key(0), graphdef=graphdef, optimizer=optimizer, eps=lambda _: 1e-4,
       kappa=lambda _: .5))(state)
   assert np.isfinite(float(metrics['loss']))

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from interpreted import interpreted
 
 from experiments import runs
 from ibpjax import ibp, linf_ball, margins, nn, training
@@ -121,11 +122,11 @@ def test_batch_norm_equals_flax_on_its_batch_and_on_its_averages():
   np.testing.assert_allclose(ours(x), flax(x), rtol=1e-4, atol=1e-4)
 
 
-def step_of(model, optimizer=None, **kwargs):
+def step_of(model, optimizer=None, run=interpreted, **kwargs):
   optimizer = optimizer or optax.sgd(.1)
   graphdef, state = training.TrainState.create(model, optimizer)
   options = dict(eps=lambda s: .02, kappa=lambda s: .3) | kwargs
-  return jax.jit(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, **options)), state
+  return run(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, **options)), state
 
 
 KEY = jax.random.key(1)
@@ -173,7 +174,7 @@ def test_natural_training_is_radius_zero_and_weight_one():
 def test_at_kappa_zero_the_natural_loss_is_only_measured():
   """A number 0 gives the step that a schedule of the value 0 gives, without the gradient of the natural loss."""
   def done(kappa):
-    step, state = step_of(classifier(), kappa=kappa)
+    step, state = step_of(classifier(), run=jax.jit, kappa=kappa)
     compiled = step.lower(state, (IMAGES, LABELS), KEY).compile()
     return compiled(state, (IMAGES, LABELS), KEY), compiled.cost_analysis()['flops']
   (one, cost), (other, more) = done(training.tied(lambda s: .02, .02, 0., 0.)), done(training.linear(1., 5, 5))

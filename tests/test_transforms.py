@@ -101,7 +101,7 @@ def test_a_batch_by_vmap_equals_a_batch_inside_and_a_loop():
   net, box = nnx_net(), box_around(IMAGES, .05)
   one = ibpjax.batched(lambda m, x: m(x))
   inside = interpreted(ibp(lambda m, x: m(x)))(net, box)
-  mapped = jax.vmap(ibp(one), (None, 0))(net, box)
+  mapped = interpreted(jax.vmap(ibp(one), (None, 0)))(net, box)
   loop = [interpreted(ibp(one))(net, Interval(box.lower[i], box.upper[i])) for i in range(4)]
   for i in range(4):
     np.testing.assert_allclose(inside.lower[i], loop[i].lower, rtol=1e-4, atol=1e-5)
@@ -132,7 +132,7 @@ def test_bounds_under_pmap_are_those_under_vmap(method):
 
 def test_certificates_under_pmap_are_those_of_the_batch():
   ws, xs = random_weights(0), jnp.linspace(0, 1, 16, dtype=jnp.float32).reshape(2, 2, 4)
-  labels = jax.vmap(jax.vmap(lambda x: jnp.argmax(mlp(ws, x))))(xs)
+  labels = interpreted(jax.vmap(jax.vmap(lambda x: jnp.argmax(mlp(ws, x)))))(xs)
   spread = jax.pmap(lambda xs, labels: ibpjax.certify(mlp, ws, xs, labels, .01))(xs, labels)
   whole = ibpjax.certify(mlp, ws, xs.reshape(4, 4), labels.ravel(), .01)
   np.testing.assert_allclose(spread.lower.reshape(whole.lower.shape), whole.lower, rtol=1e-5, atol=1e-6)
@@ -175,7 +175,7 @@ def test_gradients_are_finite_on_dead_units_ties_and_at_radius_zero(elide):
   for ws in (dead, random_weights(0)):
     for eps in (0., .1):
       loss = lambda ws, e: ibp(mlp, elide=elide)(ws, box_around(jnp.zeros(4), e)).lower.sum()
-      gradient = jax.grad(loss, (0, 1))(ws, eps)
+      gradient = interpreted(jax.grad(loss, (0, 1)))(ws, eps)
       assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient))
 
 
@@ -197,8 +197,9 @@ def test_gradients_through_batch_norm_statistics_equal_finite_differences():
 
   w = jax.random.normal(jax.random.key(1), (4, 5), jnp.float64)
   d = jax.random.normal(jax.random.key(2), (4, 5), jnp.float64)
-  difference = (loss(w + 1e-6 * d) - loss(w - 1e-6 * d)) / 2e-6
-  np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(w), d), difference, rtol=1e-6)
+  both = interpreted(jax.value_and_grad(loss))
+  difference = (both(w + 1e-6 * d)[0] - both(w - 1e-6 * d)[0]) / 2e-6
+  np.testing.assert_allclose(np.vdot(both(w)[1], d), difference, rtol=1e-6)
 
 
 def test_gradients_through_straight_through_weights_equal_plain_jax():
@@ -214,8 +215,8 @@ def test_gradients_through_straight_through_weights_equal_plain_jax():
   x = jnp.array([[.3, -.2, .5, .9]])
   net = Quantised()
   variables = net.init(KEY, x)
-  got = jax.grad(lambda v: ibp(net.apply)(v, Interval(x, x)).upper.sum())(variables)
-  want = jax.grad(lambda v: net.apply(v, x).sum())(variables)
+  got = interpreted(jax.grad(lambda v: ibp(net.apply)(v, Interval(x, x)).upper.sum()))(variables)
+  want = interpreted(jax.grad(lambda v: net.apply(v, x).sum()))(variables)
   np.testing.assert_allclose(got['params']['w'], want['params']['w'], rtol=1e-5)
   assert np.any(np.asarray(want['params']['w']))
 
@@ -276,7 +277,7 @@ def test_lp_balls_use_the_dual_norm_in_the_first_affine_map(p, elide):
   rng = np.random.default_rng(0)
   d = rng.normal(size=(3000, 4)) * (rng.uniform(size=(3000, 4)) < .6)
   d = eps * d / np.maximum(np.linalg.norm(d, p, axis=1, keepdims=True), 1e-9)
-  values = jax.vmap(lambda x: mlp(ws, x))(x[None] + d)
+  values = interpreted(jax.vmap(lambda x: mlp(ws, x)))(x[None] + d)
   deep = interpreted(ibp(lambda x: mlp(ws, x), elide=elide))(ball)
   assert holds(deep, values)
   assert contains(interpreted(ibp(lambda x: mlp(ws, x), elide=elide))(linf_ball(x, eps)), deep)

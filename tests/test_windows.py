@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import holds, samples
+from checks import holds, samples, waiting
 from hypothesis import given
-from images import AXES, NETWORKS, SEEDS, between, conv, image, network, same, sparingly, weights
+from images import ALIKE, AXES, LAYERS, NETWORKS, SEEDS, between, conv, image, network, same, weights
 from interpreted import interpreted
 from jax import lax
 
@@ -29,7 +29,7 @@ def agree(f, box):
   same(one, other)
 
 
-@pytest.mark.parametrize('name', sparingly())
+@pytest.mark.parametrize('name', waiting(LAYERS, ALIKE))
 def test_each_layer_between_two_convolutions(name):
   agree(between(name), linf_ball(image(), .1))
 
