@@ -133,7 +133,7 @@ AFFINE = {
     'conv strided, padded': Case(conv((2, 1), ((1, 2), (0, 3))), IMAGE),
     'conv same': Case(conv((2, 2), 'SAME'), IMAGE),
     'conv dilated': Case(conv(rhs_dilation=(2, 1)), IMAGE),
-    'conv transposed': Case(conv(padding=((1, 1), (2, 2)), lhs_dilation=(2, 3)), IMAGE),
+    'conv transposed': Case(conv(padding=((1, 1), (2, 2)), lhs_dilation=(2, 3)), (1, 4, 3, 2)),
     'conv grouped': Case(conv(groups=2, kernel=KERNEL[:, :, :1]), IMAGE),
     'conv depthwise': Case(conv(groups=2, kernel=KERNEL[:, :, :1]), IMAGE),
     'conv batch groups': Case(conv(batch_groups=2), (2, 6, 5, 2)),

@@ -1,6 +1,6 @@
 """Commands as users start them, without the seconds in which each imports JAX and its company again.
 
-A server process has imported these libraries, none of ours, and started no backend; for each command it forks.
+A server process has imported these libraries and started no backend; for each command it forks.
 """
 import contextlib
 import multiprocessing
@@ -14,8 +14,8 @@ from multiprocessing import reduction
 
 ROOT = pathlib.Path(__file__).parent.parent
 _SERVER = multiprocessing.get_context('forkserver')
-_SERVER.set_forkserver_preload(['jax', 'jax.numpy', 'flax.nnx', 'optax', 'orbax.checkpoint', 'scipy.optimize',
-                                'tensorboardX', 'grain', 'absl.app'])
+_SERVER.set_forkserver_preload(['ibpjax', 'flax.nnx', 'optax', 'orbax.checkpoint', 'scipy.optimize',
+                                'matplotlib.pyplot', 'tensorboardX', 'grain', 'absl.app'])
 
 
 def run(module, *flags, given='', environment=(), timeout=300):
