@@ -44,7 +44,7 @@ def test_loss_is_that_of_the_released_code(temperature):
     v = v if temperature is None else v / (temperature * abs(v).max())
     entropy = lambda z, y=y: np.log(np.exp(z).sum()) - z[y]
     losses.append(entropy(z) + 3 * entropy(v))
-  logits = jax.vmap(f, (None, 0))(params, images)
+  logits = interpreted(jax.vmap(f, (None, 0)))(params, images)
   loss, metrics = interpreted(lambda *args: training.etb_objective(f, *args, None, weight=3., temperature=temperature))(
       params, logits, images, labels, eps)
   assert float(loss) == pytest.approx(np.mean(losses), rel=1e-9)
@@ -86,7 +86,7 @@ def test_companion_loss_is_above_every_attacked_one_and_natural_at_radius_0():
   attacked = jax.vmap(lambda x, y: ibpjax.margins(f(params, x), y))(points, labels)
   loss = jax.jit(lambda eps: training.companion_objective(f, params, None, images, labels, eps, None)[0])
   assert float(loss(.1)) >= float(training.robust_loss(attacked))
-  logits = jax.vmap(f, (None, 0))(params, images)
+  logits = interpreted(jax.vmap(f, (None, 0)))(params, images)
   assert float(loss(0.)) == pytest.approx(float(training.natural_loss(logits, labels)))
 
 

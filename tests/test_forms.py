@@ -114,8 +114,8 @@ def test_linear_bounds_are_those_of_whole_inputs():
   found, bounds = interpreted(lambda x: (linear_bounds(f, method='lbp')(x), lbp(f, elide=False, lines=adaptive)(x)))(x)
   points = samples(x, 300)
   truth = interpreted(jax.vmap(f))(points)
-  assert (jax.vmap(found.lower)(points) <= truth + 1e-9).all()
-  assert (truth <= jax.vmap(found.upper)(points) + 1e-9).all()
+  assert (interpreted(jax.vmap(found.lower))(points) <= truth + 1e-9).all()
+  assert (truth <= interpreted(jax.vmap(found.upper))(points) + 1e-9).all()
   for line, end, sign in ((found.lower, bounds.lower, 1), (found.upper, bounds.upper, -1)):
     spread = .1 * jnp.abs(line.coeffs[0]).sum((1, 2, 3))
     np.testing.assert_allclose(line(x.centre) - sign * spread, end, rtol=1e-9, atol=1e-9)

@@ -16,7 +16,7 @@ SHAPES = [(2, 4, 4, 8), (3, 12)]
 def norm(f, shape):
   """The norm of the Jacobian of a function of one batch at a random point."""
   x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-  return np.linalg.svd(np.asarray(jax.jacobian(f)(x)).reshape(-1, x.size), compute_uv=False)
+  return np.linalg.svd(np.asarray(interpreted(jax.jacobian(f))(x)).reshape(-1, x.size), compute_uv=False)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -102,7 +102,7 @@ def test_orthogonalised_matrices_lengthen_nothing(shape):
   before, after = (np.linalg.svd(np.asarray(a), compute_uv=False) for a in (x, nn.orthogonalised(x)))
   np.testing.assert_allclose(after, before / np.sqrt(before ** 2 + eta), rtol=1e-4)
   assert after.max() < 1
-  gradient = jax.grad(lambda x: nn.orthogonalised(x).sum())(x)
+  gradient = interpreted(jax.grad(lambda x: nn.orthogonalised(x).sum()))(x)
   h, direction = 1e-2, np.random.default_rng(1).normal(size=shape)
   def at(t):
     return float(nn.orthogonalised(x + t * jnp.asarray(direction, jnp.float32)).sum())
@@ -124,7 +124,7 @@ def test_orthogonal_layers_lengthen_nothing(layer, shape):
 
 def test_rows_of_the_head_have_norm_1():
   head = nn.NormalisedHead(7, 5, rngs=nnx.Rngs(0))
-  rows = np.asarray(jax.jacobian(lambda x: head(x)[0])(jnp.zeros((1, 7))))[:, 0]
+  rows = np.asarray(interpreted(jax.jacobian(lambda x: head(x)[0]))(jnp.zeros((1, 7))))[:, 0]
   np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
   assert np.all(lipschitz(lambda m, x: m(x[None])[0])(head, jnp.zeros(7)).pairs <= 2 + 1e-5)
 
@@ -208,7 +208,7 @@ def test_aol_is_the_published_scale():
   layer = disturbed(nn.AOL(4, 3, size=None, rngs=nnx.Rngs(0)))
   w = np.asarray(layer.kernel[...], np.float64).T  # (out, in)
   scaled = w * np.abs(w.T @ w).sum(1) ** -.5
-  jacobian = jax.jacobian(lambda x: layer(x[None])[0])(jnp.zeros(4))
+  jacobian = interpreted(jax.jacobian(lambda x: layer(x[None])[0]))(jnp.zeros(4))
   np.testing.assert_allclose(jacobian, scaled, rtol=1e-4, atol=1e-6)
 
 

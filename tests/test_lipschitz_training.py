@@ -47,9 +47,9 @@ def test_emma_gives_a_class_no_more_than_the_boundary_and_its_radius_no_gradient
   for eps in (.01, .3, 10.):
     z = losses.emma_logits(logits, labels, pairs, eps)
     assert float(z.max()) <= 1e-12
-  gradient = jax.grad(lambda k: losses.emma_logits(logits, labels, k, .3)[0, 1])(pairs)
+  gradient = interpreted(jax.grad(lambda k: losses.emma_logits(logits, labels, k, .3)[0, 1]))(pairs)
   assert float(gradient[0, 1]) == pytest.approx(.589256 * .3, abs=1e-6)
-  by_logits = jax.jacobian(lambda z: losses.emma_logits(z, labels, pairs, .3)[0])(logits)[:, 0]
+  by_logits = interpreted(jax.jacobian(lambda z: losses.emma_logits(z, labels, pairs, .3)[0]))(logits)[:, 0]
   np.testing.assert_allclose(by_logits, [[0, 0, 0], [-1, 1, 0], [-1, 0, 1]])  # of the differences alone
   wrong = losses.emma_logits(logits, jnp.array([2]), pairs, .3)
   assert float(wrong[0, 0]) == pytest.approx(5 + .01 * .3 * float(pairs[2, 0]))
@@ -154,7 +154,7 @@ def attacked(f, params, xs, labels, radii, steps=60):
 @pytest.mark.usefixtures('promotion')
 def test_attacks_inside_of_radii_break_nothing():
   params, xs, labels = trained()
-  logits = jax.vmap(network, (None, 0))(params, xs)
+  logits = interpreted(jax.vmap(network, (None, 0)))(params, xs)
   radii, errors = certified_lipschitz_radii(network, params, xs, labels, lipschitz(network)(params, xs[0]))
   assert np.all(errors < 1e-12)
   sure = radii > 0
@@ -222,7 +222,7 @@ def test_cancelling_logits_have_no_radius_that_exact_arithmetic_denies():
     x = jnp.array([[.52, .53], [9., .1]], jnp.float32)
     bound = LipschitzBound(1., 2 ** .5 * (1 - np.eye(2)), 'upper', 0., 0., ())
     radii, errors = certified_lipschitz_radii(f, None, x, [0, 0], bound)
-    logits = jax.vmap(f, (None, 0))(None, x)
+    logits = interpreted(jax.vmap(f, (None, 0)))(None, x)
     assert errors[0] >= .03 / .53
     for found in (radii, lipschitz_radii(logits, [0, 0], bound, error=logit_errors(f, None, x, logits))):
       assert found[0] == 0
@@ -316,7 +316,7 @@ def test_bound_power_iteration_and_jacobians_in_order_before_and_after_training(
 def test_attacks_inside_of_radii_of_a_trained_convolutional_network_break_nothing():
   """At three times these radii, those of a third of the constants, they break, and so would have shown it."""
   (xs, labels), params = image_set(1), trained_images()
-  logits = jax.vmap(liresnet, (None, 0))(params, xs)
+  logits = interpreted(jax.vmap(liresnet, (None, 0)))(params, xs)
   bound = lipschitz(liresnet)(params, xs[0])
   radii = lipschitz_radii(logits, labels, bound, error=logit_errors(liresnet, params, xs, logits))
   assert np.mean(radii > .1) > .8

@@ -23,7 +23,7 @@ def test_the_function_and_its_derivatives():
   np.testing.assert_allclose(param_ramp(z, r), [0, 0, .2, .5, .5])
   def ramp(z, r, eta):
     return param_ramp(z, r, eta).sum()
-  by_z, by_r = jax.grad(ramp, (0, 1))(z, jnp.full(5, r), eta)
+  by_z, by_r = interpreted(jax.grad(ramp, (0, 1)))(z, jnp.full(5, r), eta)
   np.testing.assert_allclose(by_z, [.1, .1, 1, .1, .1])
   np.testing.assert_allclose(by_r, [0, 0, 0, .9, .9])
 
@@ -35,7 +35,7 @@ def test_without_an_upper_bend_it_is_leaky_relu():
     def ramp(z, eta=eta):
       return param_ramp(z, jnp.inf, eta)
     np.testing.assert_array_equal(ramp(z), other(z))
-    slopes, expected = (jax.grad(lambda z, f=f: f(z).sum())(z) for f in (ramp, other))
+    slopes, expected = (interpreted(jax.grad(lambda z, f=f: f(z).sum()))(z) for f in (ramp, other))
     np.testing.assert_array_equal(slopes[:-1], expected[:-1])
     assert slopes[-1] == eta
     box = box_around(z.at[-1].set(.1), .4)  # around 0 two lines below leave the same area
@@ -115,7 +115,7 @@ def test_bounds_of_a_model_are_sound_and_tighter_with_low_heights():
   def width():
     box = Interval(x[0] - .2, x[0] + .2)
     found = [ibp(one)(model, box), crown(one)(model, box)]
-    values = jax.vmap(one, (None, 0))(model, samples(box, 2000))
+    values = interpreted(jax.vmap(one, (None, 0)))(model, samples(box, 2000))
     assert all(holds(bound, values, 1e-5) for bound in found)
     return sum(float(bound.width.sum()) for bound in found)
   before = width()

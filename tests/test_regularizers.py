@@ -39,14 +39,14 @@ def test_layers_are_averaged():
 def test_gradients_are_finite_and_point_down(layer):
   def loss(x):
     return tightness([x], .1) + balance([x])
-  value, gradient = jax.value_and_grad(loss)(layer)
+  value, gradient = interpreted(jax.value_and_grad(loss))(layer)
   assert np.isfinite(jax.tree.leaves(gradient)).all()
   after = loss(jax.tree.map(lambda x, g: x - 1e-3 * g, layer, gradient))
   assert float(after) <= float(value) + 1e-6
 
 
 def test_balance_draws_inactive_layers_towards_active():
-  gradient = jax.grad(lambda x: balance([x]))(INACTIVE)
+  gradient = interpreted(jax.grad(lambda x: balance([x])))(INACTIVE)
   assert float(gradient.lower[0, 0]) < 0  # more in the active one lowers the loss
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpreted import interpreted
 
 from ibpjax import spectral, spectral_convolutions
 from ibpjax.spectral import NormBound, power_iteration, random_start
@@ -48,7 +49,7 @@ def matrix_of(convolution):
       padding = convolution.padding
     return jax.lax.conv_general_dilated(x[None], jnp.asarray(convolution.kernel), convolution.strides, padding,
                                         dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  return np.asarray(jax.jacobian(f)(x)).reshape(-1, x.size)
+  return np.asarray(interpreted(jax.jacobian(f))(x)).reshape(-1, x.size)
 
 
 def truth(convolution):
