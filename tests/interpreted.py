@@ -15,7 +15,7 @@ import scipy.special as special
 from ibpjax import versions
 
 FLOATS = {np.dtype(name) for name in ('float32', 'float64')}
-KNOWN = FLOATS | {np.dtype(name) for name in ('bool', 'int32', 'int64', 'uint8', 'uint32')}
+KNOWN = FLOATS | {np.dtype(name) for name in ('bool', 'int32', 'int64', 'uint8', 'uint32', 'uint64')}
 
 # Of floats and of what keeps its dtype, by the names of JAX's primitives.
 EVERYWHERE = {
@@ -94,6 +94,10 @@ def _taken(shape, sizes):
   return run
 
 
+def _shifted(f, bits):
+  return lambda x, by: np.where(by < bits, f(x, np.minimum(by, x.dtype.type(bits - 1))), x.dtype.type(0))
+
+
 def _moving(name, p, x, n):
   """What moves elements about: from the parameters, the type of the first of n operands; None if NumPy has no such."""
   match name:
@@ -123,6 +127,10 @@ def _moving(name, p, x, n):
       return lambda x: np.asarray(x, p['new_dtype'])
     case 'dynamic_slice':
       return _taken(x.shape, p['slice_sizes'])
+    case 'bitcast_convert_type' if p['new_dtype'] in KNOWN and p['new_dtype'].itemsize == x.dtype.itemsize:
+      return lambda x: np.asarray(x).view(p['new_dtype'])
+    case 'shift_left' | 'shift_right_logical' if x.dtype.kind == 'u':
+      return _shifted(np.left_shift if name == 'shift_left' else np.right_shift, 8 * x.dtype.itemsize)
   return None
 
 
@@ -205,6 +213,9 @@ def operation(eqn):
   """A function from the operands of an equation to its outputs, in a list."""
   if (loop := _loop(eqn)) is not None:
     return loop
+  if eqn.primitive.name == 'split':
+    sizes, axis = eqn.params['sizes'], eqn.params['axis']
+    return lambda x: np.split(x, np.cumsum(sizes)[:-1], axis)
   inner = versions.called(eqn)
   return _by_jax(eqn) if inner is None else planned(inner)
 
