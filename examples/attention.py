@@ -33,13 +33,14 @@ def main(radii: tuple[float, ...] = (.001, .01, .05)) -> dict[float, dict[str, f
   block = Block(nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (TOKENS, FEATURES))
   methods = dict(ibp=ibpjax.ibp(f), lbp=ibpjax.lbp(f), crown=ibpjax.crown(f))
+  values = jax.jit(jax.vmap(f, (None, 0)))
   run = jax.jit(lambda block, box: {name: bound(block, box) for name, bound in methods.items()})
   result = {}
   print('width of bounds over that of what 2000 random points reach')
   for eps in radii:
     box = ibpjax.linf_ball(x, eps)
     corners = jnp.sign(jax.random.normal(jax.random.key(2), (2000, TOKENS, FEATURES)))
-    reached = jax.vmap(f, (None, 0))(block, x + eps * corners)
+    reached = values(block, x + eps * corners)
     result[eps] = {}
     for name, found in run(block, box).items():
       assert bool(jnp.all((found.lower <= reached.min(0)) & (reached.max(0) <= found.upper)))

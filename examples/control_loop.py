@@ -49,7 +49,7 @@ def main(steps: int = 15) -> dict[str, jax.Array]:
   # Box after box forgets how position and velocity depend on each other; CROWN walks the whole loop back to the start.
   found = dict(ibp=jax.jit(ibpjax.ibp(loop))(params, START), crown=jax.jit(ibpjax.crown(loop))(params, START))
   points = jax.random.uniform(jax.random.key(1), (5000, 2), minval=START.lower, maxval=START.upper)
-  reached = jax.vmap(loop, (None, 0))(params, points)
+  reached = jax.jit(jax.vmap(loop, (None, 0)))(params, points)
   print('   t [s]  position, simulated   by CROWN            by IBP')
   for t in range(steps):
     ends = [(reached[:, t, 0].min(), reached[:, t, 0].max()),

@@ -21,7 +21,7 @@ def main(eps: float = .02) -> dict[str, float]:
   methods = dict(ibp=ibpjax.ibp(f), lbp=ibpjax.lbp(f), crown_ibp=ibpjax.crown(f, intermediate='ibp'),
                  crown=ibpjax.crown(f), alpha_crown=ibpjax.alpha_crown(f, steps=20))
   points = jax.random.uniform(jax.random.key(2), (10_000, 6), minval=box.lower, maxval=box.upper)
-  reached = jax.vmap(f, (None, 0))(params, points)
+  reached = jax.jit(jax.vmap(f, (None, 0)))(params, points)
   span = jnp.ptp(reached, 0).mean()
   print(f'{"sampled":>12} width {span:.4f}')
   result = dict(sampled=float(span))
@@ -33,7 +33,7 @@ def main(eps: float = .02) -> dict[str, float]:
 
   # Any argument may be a set: here all weights are known to a tenth of a per cent only.
   weights = jax.tree.map(lambda w: ibpjax.Interval(w - 1e-3 * abs(w), w + 1e-3 * abs(w)), params)
-  result['weights'] = float(ibpjax.crown(f)(weights, x).width.mean())
+  result['weights'] = float(jax.jit(ibpjax.crown(f))(weights, x).width.mean())
   print(f'{"of weights":>12} width {result["weights"]:.4f}')
   return result
 

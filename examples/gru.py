@@ -34,9 +34,9 @@ def main(lengths: tuple[int, ...] = (5, 20), eps: float = .01) -> dict[int, dict
     sequence = jax.random.normal(jax.random.key(length), (length, FEATURES))
     box = ibpjax.linf_ball(sequence, eps)
     corners = jnp.sign(jax.random.normal(jax.random.key(1), (5000, length, FEATURES)))
-    gradient = jax.grad(f, 1)(model, sequence)
+    gradient = jax.jit(jax.grad(f, 1))(model, sequence)
     points = jnp.concatenate([corners, jnp.sign(gradient)[None], -jnp.sign(gradient)[None]])
-    reached = jax.vmap(f, (None, 0))(model, sequence + eps * points)
+    reached = jax.jit(jax.vmap(f, (None, 0)))(model, sequence + eps * points)
     result[length] = dict(reached=float(jnp.ptp(reached)))
     for name, method in dict(ibp=ibpjax.ibp, lbp=ibpjax.lbp, crown=ibpjax.crown).items():
       found = jax.jit(method(f))(model, box)

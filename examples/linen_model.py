@@ -36,7 +36,7 @@ def main(epochs: int = 12) -> dict[str, float]:
   labels = jnp.asarray(data.target)
   (train, test), (train_labels, test_labels) = (jnp.split(x, [1500]) for x in (images, labels))
 
-  params = Classifier().init(jax.random.key(0), images[0])
+  params = jax.jit(Classifier().init)(jax.random.key(0), images[0])
   optimizer = optax.adam(5e-3)
 
   def step(state, batch):

@@ -1,6 +1,7 @@
 """Twenty steps on one device, on a mesh, with cut states and by pmap, on eight devices that the host pretends to have.
 
-Run by `test_parallel` in a process of its own; prints how far losses and parameters are apart.
+Run by `test_parallel` in a process of its own, with an objective, a dtype and some of mesh, fsdp and, last, pmap;
+prints how far losses and parameters are apart.
 """
 import functools
 import json
@@ -24,7 +25,8 @@ def models(name):
   rngs = nnx.Rngs(0)
   if name == 'emma':
     return nn.liresnet(2, 8, input_shape=SHAPE, classes=8, hidden=16, neck=2, rngs=rngs)
-  return convolutional([(8, 3, 2, 1)], [16], input_shape=SHAPE, classes=8, batch_norm=True, rngs=rngs)
+  hidden = [] if name == 'crown-ibp' else [16]   # of rows that walk back, each layer more takes long to compile
+  return convolutional([(8, 3, 2, 1)], hidden, input_shape=SHAPE, classes=8, batch_norm=True, rngs=rngs)
 
 
 def options(name, axis_name=None):
@@ -38,8 +40,8 @@ def options(name, axis_name=None):
               kappa=lambda step: .5, optimizer=optax.adam(1e-3, eps=1e-5))
 
 
-def compared(name, dtype):
-  """For each layout, the greatest difference of a loss and of a parameter from those on one device."""
+def compared(name, dtype, asked):
+  """For each layout asked for, the greatest difference of a loss and of a parameter from those on one device."""
   model = models(name)
   nnx.update(model, jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, nnx.state(model)))
   settings = options(name)
@@ -60,14 +62,14 @@ def compared(name, dtype):
   step = functools.partial(training.train_step, graphdef=graphdef, **settings)
   reference = run(jax.jit(step), state, lambda batch: batch)
   mesh, found = parallel.data_mesh(), {}
-  for layout, fsdp in (('mesh', False), ('fsdp', True)):
-    layouts = parallel.state_shardings(mesh, state, fsdp=fsdp)
+  for layout in asked[:asked.index('pmap')]:
+    layouts = parallel.state_shardings(mesh, state, fsdp=layout == 'fsdp')
     cut = functools.partial(jax.device_put, device=parallel.batch_sharding(mesh))
     found[layout] = run(jax.jit(step, out_shardings=(layouts, None)), jax.device_put(state, layouts), cut)
   one_part = jax.pmap(functools.partial(training.train_step, graphdef=graphdef, **options(name, 'devices')),
                       axis_name='devices', in_axes=(0, 0, None))
   parts = lambda batch: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch)
-  copies = jax.tree.map(lambda x: jnp.stack([x] * 8), state)
+  copies = jax.pmap(lambda _: state, axis_name='devices')(np.arange(8))   # as steps leave them: compiled once
   found['pmap'] = run(one_part, copies, parts, lambda x: x[0])
 
   def apart(run):
@@ -80,4 +82,4 @@ def compared(name, dtype):
 if __name__ == '__main__':
   assert len(jax.devices()) == 8, jax.devices()
   jax.config.update('jax_enable_x64', sys.argv[2] == 'float64')
-  print(json.dumps(compared(sys.argv[1], np.dtype(sys.argv[2]))))
+  print(json.dumps(compared(sys.argv[1], np.dtype(sys.argv[2]), sys.argv[3:])))

@@ -1,11 +1,14 @@
 """What training does to bounds: growth and states by hand, tightness where it is known, and both in a run's files."""
+import functools
 import json
+import pathlib
 
 import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpreted import interpreted
 
 from ibpjax import ibp, linf_ball
 from ibpjax.verification.analysis import layer_growth, propagation_tightness
@@ -36,9 +39,10 @@ def test_growth_and_states_by_hand():
 def test_propagation_tightness():
   xs = jnp.asarray(RNG.normal(size=(5, 8)), jnp.float32)
   positive = [jnp.asarray(RNG.uniform(size=s), jnp.float32) for s in ((6, 8), (4, 6))]
-  np.testing.assert_allclose(propagation_tightness(network, positive, jnp.abs(xs)), 1, rtol=1e-5)
+  tightness = interpreted(functools.partial(propagation_tightness, network))
+  np.testing.assert_allclose(tightness(positive, jnp.abs(xs)), 1, rtol=1e-5)
   params = [jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((12, 8), (12, 12), (3, 12))]
-  found = propagation_tightness(network, params, xs)
+  found = tightness(params, xs)
   for x, ratio in zip(xs, found):
     slopes, z = [], x
     for w in params[:-1]:
@@ -56,11 +60,30 @@ def test_propagation_tightness():
     assert float(ratio) == pytest.approx(float((reached / ibp(network)(params, box).radius).mean()), rel=.02)
 
 
+# A command whose own commands are forked from a process that has imported JAX.
+FRONT = f'''
+import runpy, subprocess, sys
+sys.path.append({str(pathlib.Path(__file__).parent)!r})
+import commands
+
+def run(command):
+  main = sys.modules['__main__']
+  main.__spec__ = main.__file__ = None  # or what is forked would run it first
+  _, _, module, *flags = command
+  done = commands.run(module, *flags)
+  print(done.stdout, done.stderr, flush=True)
+  return done
+subprocess.run = run
+sys.argv = ['experiments.front', *{{flags}}]
+runpy.run_module('experiments.front', run_name='__main__')
+'''
+
+
 def test_a_trade_off_in_one_command(tmp_path):
-  command = ['experiments.front', '--sweep=kappa_end', '--values=0,.9', f'--out={tmp_path}',
-             '--methods=ibp', '--pgd=5x1', '--', '--model=mlp', '--hidden=16', '--epochs=3', '--warmup_epochs=0',
-             '--ramp_epochs=1', '--eps=.05', '--batch_size=100', '--validation=500']
-  done = commands.run(*command)
+  flags = ['--sweep=kappa_end', '--values=0,.9', f'--out={tmp_path}', '--methods=ibp', '--pgd=5x1', '--examples=100',
+           '--', '--model=mlp', '--hidden=16', '--epochs=2', '--warmup_epochs=0', '--ramp_epochs=1',
+           '--eps=.05', '--batch_size=100', '--validation=500']
+  done = commands.run_code(FRONT.format(flags=flags))
   assert done.returncode == 0, done.stderr
   for name in ('front.png', 'tradeoff.png', 'table.md', 'kappa_end=0/layers.png'):
     assert (tmp_path / name).stat().st_size > 100
@@ -71,7 +94,7 @@ def test_a_trade_off_in_one_command(tmp_path):
     assert set(layers) == {'radius', 'gain', 'active', 'inactive', 'unstable'}
     assert all(len(numbers) == 1 for numbers in layers.values())
     assert layers['active'][0] + layers['inactive'][0] + layers['unstable'][0] == pytest.approx(1, abs=1e-5)
-  command[-1:] = ['--kappa_end=1']
-  done = commands.run(*command)
+  flags[-1:] = ['--kappa_end=1']
+  done = commands.run_code(FRONT.format(flags=flags))
   assert done.returncode != 0
   assert '--kappa_end=1 is given behind --' in done.stdout + done.stderr

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +68,7 @@ def test_whatever_file_is_damaged_the_state_is_exact_or_refused_and_the_one_befo
   for step in (1, 2):
     saved.save(step, STATE | dict(step=jnp.asarray(step)))
   # In a process of its own: what the storage library leaves behind when it fails would warn in other tests.
-  process = python(f'''
+  done = commands.run_code(f'''
 import json, pathlib
 import numpy as np
 from ibpjax.training.checkpoints import CheckpointError, Checkpoints
@@ -89,9 +90,8 @@ for path in [p for p in (folder / '2').rglob('*') if p.is_file() and p.stat().st
     path.write_bytes(whole)
 print(json.dumps(refused))
 ''')
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
-  refused = json.loads(out.splitlines()[-1])
+  assert done.returncode == 0, done.stderr
+  refused = json.loads(done.stdout.splitlines()[-1])
   assert len(refused) > 5
   assert all(f'Delete {tmp_path / "2"} to go on from step 1' in message for message in refused)
   for step in (1, 2):
@@ -99,7 +99,7 @@ print(json.dumps(refused))
 
 
 def test_a_disk_that_is_full_costs_only_the_checkpoint_that_found_it_so(tmp_path):
-  process = python(f'''
+  done = commands.run_code(f'''
 import resource, signal
 import jax.numpy as jnp
 from ibpjax.training.checkpoints import CheckpointError, Checkpoints
@@ -113,11 +113,10 @@ except CheckpointError as e:
   print('refused:', e)
 print(saved.steps(), saved.restore()[1]["['a']"].sum())
 ''')
-  out, err = process.communicate(timeout=120)
-  assert process.returncode == 0, err
-  assert 'refused: step 2 could not be saved' in out
-  assert 'The checkpoint of step 1 is untouched. Make room on the disk' in out
-  assert out.splitlines()[-1] == '[1] 499500.0'
+  assert done.returncode == 0, done.stderr
+  assert 'refused: step 2 could not be saved' in done.stdout
+  assert 'The checkpoint of step 1 is untouched. Make room on the disk' in done.stdout
+  assert done.stdout.splitlines()[-1] == '[1] 499500.0'
 
 
 def test_who_reads_does_not_disturb_who_writes(tmp_path):
@@ -125,7 +124,7 @@ def test_who_reads_does_not_disturb_who_writes(tmp_path):
 import jax.numpy as jnp
 from ibpjax.training.checkpoints import Checkpoints
 saved = Checkpoints({str(tmp_path)!r})
-for step in range(1, 41):
+for step in range(1, 26):
   saved.save(step, dict(a=jnp.full(300_000, step, jnp.float32)))
 ''')
   seen = set()
@@ -174,8 +173,14 @@ FLAGS = ['--model=mlp', '--hidden=32', '--activation=param_ramp', '--eta=.02', '
          '--checkpoint_minutes=0', '--swa_from=4', '--accumulate=2', '--gradient_clip=1', '--validation=200']
 
 
-def training(out, *more):
-  command = [sys.executable, '-m', 'experiments.train', *FLAGS, f'--out={out}', *more]
+def trained(out, *more):
+  """A run that comes to its end."""
+  return commands.run('experiments.train', *FLAGS, f'--out={out}', *more)
+
+
+def training(out):
+  """A run that is to be killed."""
+  command = [sys.executable, '-m', 'experiments.train', *FLAGS, f'--out={out}']
   return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -215,32 +220,33 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
 
 
 def test_a_run_stops_in_time_and_goes_on(tmp_path):
-  process = training(tmp_path / 'run', '--max_minutes=0')
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
-  assert 'the same command goes on' in out
+  done = trained(tmp_path / 'run', '--max_minutes=0')
+  assert done.returncode == 0, done.stderr
+  assert 'the same command goes on' in done.stdout
   assert Checkpoints(tmp_path / 'run' / 'checkpoints').steps() == [1]
-  other = training(tmp_path / 'run', '--eps=.03')
-  out, err = other.communicate(timeout=300)
+  other = trained(tmp_path / 'run', '--eps=.03')
   assert other.returncode != 0
-  assert 'holds a run with other flags (--eps=0.02 there and 0.03 here)' in err
+  assert 'holds a run with other flags (--eps=0.02 there and 0.03 here)' in other.stderr
   assert Checkpoints(tmp_path / 'run' / 'checkpoints').steps() == [1]
 
 
 def test_a_run_that_diverges_leaves_no_checkpoint_of_it(tmp_path):
-  process = training(tmp_path / 'run', '--learning_rate=1e30', '--gradient_clip=0')
-  _, err = process.communicate(timeout=300)
-  assert process.returncode != 0
-  assert 'training diverged in epoch' in err
-  assert 'Lower --learning_rate' in err
+  done = trained(tmp_path / 'run', '--learning_rate=1e30', '--gradient_clip=0', '--loss=natural', '--accumulate=1')
+  assert done.returncode != 0
+  assert 'training diverged in epoch' in done.stderr
+  assert 'Lower --learning_rate' in done.stderr
   saved = Checkpoints(tmp_path / 'run' / 'checkpoints')
   assert not saved.steps() or all(np.isfinite(x).all() for x in saved.restore()[1].values() if x.dtype == np.float32)
 
 
 def test_a_full_disk_ends_a_run_with_one_clear_error(tmp_path):
-  command = [sys.executable, '-m', 'experiments.train', *FLAGS, '--hidden=600,600', f'--out={tmp_path}/run']
-  limited = f'ulimit -f 600; exec {" ".join(command)}'
-  done = subprocess.run(['bash', '-c', limited], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = commands.run_code(f'''
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (600 * 1024, 600 * 1024))
+sys.argv = ['experiments.train', *{FLAGS}, '--hidden=600,600', '--loss=natural', '--accumulate=1',
+            '--out={tmp_path}/run']
+runpy.run_module('experiments.train', run_name='__main__')
+''')
   assert done.returncode == 1
   # Threads of the storage library whose writes fail later may speak after the error.
   errors = [line for line in done.stderr.splitlines() if line.startswith('CheckpointError: ')]
@@ -252,10 +258,9 @@ def test_a_full_disk_ends_a_run_with_one_clear_error(tmp_path):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
   with runs.alone(tmp_path / 'run'):
-    process = training(tmp_path / 'run')
-    _, err = process.communicate(timeout=300)
-  assert process.returncode != 0
-  assert 'is being trained by another process' in err
+    done = trained(tmp_path / 'run')
+  assert done.returncode != 0
+  assert 'is being trained by another process' in done.stderr
 
 
 def test_a_run_killed_while_its_config_is_written_starts_again(tmp_path):
