@@ -36,9 +36,9 @@ def samples(box, n, seed=0):
   return np.clip(np.where(t == 1, upper, points), lower, upper).astype(lower.dtype)
 
 
-def in_batches(f, size=2048):
+def in_batches(f, size=2048, run=jax.jit):
   """Points (leading axis) -> what a function of one array is at each: compiled once, however many points there are."""
-  batch = jax.jit(jax.vmap(f))
+  batch = run(jax.vmap(f))
 
   def values(points):
     padded = np.concatenate([points, np.repeat(points[-1:], -len(points) % size, 0)])

@@ -20,7 +20,7 @@ jax.config.update('jax_disable_most_optimizations', False)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
-hypothesis.settings.register_profile('ordinary', max_examples=60, deadline=None, derandomize=True)
+hypothesis.settings.register_profile('ordinary', max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.register_profile('nightly', max_examples=20_000, deadline=None, print_blob=True)
 PROFILE = os.environ.get('HYPOTHESIS_PROFILE', 'ordinary')
 hypothesis.settings.load_profile(PROFILE)

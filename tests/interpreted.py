@@ -15,6 +15,7 @@ import scipy.special as special
 from ibpjax import versions
 
 FLOATS = {np.dtype(name) for name in ('float32', 'float64')}
+HALVES = {np.dtype(jnp.bfloat16), np.dtype('float16')}
 KNOWN = FLOATS | {np.dtype(name) for name in ('bool', 'int32', 'int64', 'uint8', 'uint32', 'uint64')}
 
 # Of floats and of what keeps its dtype, by the names of JAX's primitives.
@@ -138,10 +139,12 @@ def by_numpy(eqn):
   """A function from the operands of an equation to its one output; None where NumPy has no such operation."""
   name, p, types = eqn.primitive.name, eqn.params, [v.aval for v in eqn.invars]
   x = types[0] if types else None
-  if any(t.dtype not in KNOWN for t in types):
+  if any(t.dtype not in KNOWN | HALVES for t in types):
     return None
   if name in EVERYWHERE:
     return EVERYWHERE[name]
+  if any(t.dtype in HALVES for t in types):
+    return _moving(name, p, x, len(types))
   if name in FOLDED and x.size:
     return _folded(FOLDED[name], p['axes'], x.dtype)
   if name in RUNNING:

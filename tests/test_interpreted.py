@@ -21,11 +21,12 @@ def same(f, *args, rtol=1e-14):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(('name', 'dtype'), [
+    *((name, dtype) for dtype in (np.float32, np.float64) for name in NAMES),
+    *((name, dtype) for dtype in (np.float16, jnp.bfloat16) for name in NAMES if name in EVERYWHERE)])
 def test_operations_on_numbers_infinities_and_nan(name, dtype):
   """Alone finds an operation that differs from JAX's where bounds would not show it: at NaN, at -0, in dtype."""
-  f, x = getattr(lax, WORDS.get(name, name)), jnp.asarray(X, dtype)
+  f, x = getattr(lax, WORDS.get(name, name)), jnp.asarray(X).astype(dtype)
   if name in ('and', 'or', 'xor', 'not'):
     x = x > 0
   if name == 'clamp':
@@ -34,7 +35,7 @@ def test_operations_on_numbers_infinities_and_nan(name, dtype):
     args = (jnp.repeat(x, x.size), jnp.tile(x, x.size)) if name in OF_TWO else (x,)
   if name in ('sin', 'cos', 'tan', 'rem'):  # far from 0 these depend on how arguments are reduced
     args = [jnp.where(jnp.abs(a) < 100, a, 1) for a in args]
-  same(f, *args, rtol={np.float32: 2e-5, np.float64: 1e-12}[dtype])
+  same(f, *args, rtol={np.float32: 2e-5, np.float64: 1e-12}.get(dtype, 0))
 
 
 A = np.random.default_rng(0).normal(size=(2, 3, 4))
@@ -52,7 +53,8 @@ PROGRAMS = {
     'choices': lambda x: (jnp.where(x > 0, x, -x), lax.select_n(
         (x > 0).astype(jnp.int32) + (x > 1).astype(jnp.int32), x, x * 2, x * 3)),
     'casts': lambda x: (x.astype(jnp.float32), (3 * x).astype(jnp.int32), (x > 0).astype(x.dtype),
-                        x.astype(jnp.bfloat16).astype(x.dtype), x.astype(bool)),
+                        x.astype(jnp.bfloat16).astype(x.dtype), x.astype(bool),
+                        jnp.where(x > 0, x, 2).astype(jnp.float16)[:, ::-1].T.astype(jnp.float32)),
     'places': lambda x: (lax.dynamic_slice(x, (1, 2, jnp.argmax(x[0, 0])), (1, 2, 2)), x[jnp.array([1, 0, 1])],
                          jnp.split(x, [1, 2], 1), lax.iota(jnp.int32, 5), x.at[0].set(1.)),
     'powers': lambda x: (x ** 3, lax.integer_pow(x, -2), jnp.log2(jnp.abs(x)), jnp.exp2(x)),

@@ -133,5 +133,5 @@ def test_low_precision(name):
   one = batched(lambda m, x: m(x))
   images = IMAGES.astype(jnp.bfloat16)
   objective = functools.partial(OBJECTIVES[name], beta=lambda e: .5, clip=(jnp.bfloat16(0), jnp.bfloat16(1)))
-  loss, _ = objective(one, model, None, images, LABELS, jnp.asarray(EPS, jnp.bfloat16), KEY)
+  loss, _ = interpreted(lambda m, eps: objective(one, m, None, images, LABELS, eps, KEY))(model, jnp.bfloat16(EPS))
   assert float(loss) > .5
