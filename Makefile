@@ -4,7 +4,7 @@ export PYENV_VERSION ?= 3.13:3.12:3.11
 PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell PYENV_VERSION=$(PYENV_VERSION) $p -c 'import sys; print(sys.executable)' 2>/dev/null)))
 OLDEST_PYTHON ?= python3.11
 BIN := .venv/bin
-PYTEST := -m pytest --numprocesses=auto --dist=loadgroup
+PYTEST := -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 # Until jaxlib 0.12: plainer kernels, half of the time to compile, which is most of what tests do.
 QUICKLY := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 

@@ -27,13 +27,16 @@ hypothesis.settings.load_profile(PROFILE)
 compiled = dict(fast=False)
 
 
+# A worker runs the tests of a module (--dist=loadfile), which share what they compile; the longest modules start first.
+LONGEST = ['test_linear', 'test_parallel', 'test_rounding', 'test_rows', 'test_notebooks', 'test_random_programs',
+           'test_subnormal', 'test_docs', 'test_alpha', 'test_accuracy', 'test_contest', 'test_train']
+
+
 def pytest_collection_modifyitems(items):
-  """Tests of one case go to one worker (--dist=loadgroup), which compiles it once; those with optimisations go last."""
-  items.sort(key=lambda item: item.get_closest_marker('optimized') is not None)
-  for item in items:
-    name = getattr(item, 'callspec', None) and item.callspec.params.get('name')
-    if isinstance(name, str):
-      item.add_marker(pytest.mark.xdist_group(f'{item.path.stem}: {name}'))
+  """Long modules first; in a module, what is compiled with optimisations last."""
+  ranks = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: (ranks.get(item.path.stem, len(LONGEST)), item.path.stem,
+                               item.get_closest_marker('optimized') is not None))
 
 
 def pytest_collection_finish():

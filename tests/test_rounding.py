@@ -95,7 +95,7 @@ METHODS = {
     'lbp': lbp,
     'alpha-crown': functools.partial(alpha_crown, steps=3),
 }
-BRIEFLY = ('deep', 'margin', 'gates', 'scan', 'convolution')  # nets that the other methods are tried on
+BRIEFLY = ('deep', 'gates', 'scan', 'convolution')  # nets that the other methods are tried on
 SLOW = {('smooth', 'crown'), ('gates', 'crown'), ('gates', 'lbp'), ('deep', 'alpha-crown'), ('gates', 'alpha-crown')}
 
 
