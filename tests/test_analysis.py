@@ -62,7 +62,8 @@ def test_propagation_tightness():
 
 # A command whose own commands are forked from a process that has imported JAX.
 FRONT = f'''
-import runpy, subprocess, sys
+import os, runpy, subprocess, sys
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'   # the commands compile the same, most of it small
 sys.path.append({str(pathlib.Path(__file__).parent)!r})
 import commands
 

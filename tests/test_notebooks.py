@@ -82,6 +82,7 @@ SHOWN = dict(quickstart=quickstart, how_it_works=how_it_works, compare_bounds=co
 def test_notebooks_show_what_they_say(name, tmp_path, monkeypatch):
   monkeypatch.setenv('MPLBACKEND', 'Agg')
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')   # what they measure is no test
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')   # of what they compile, most is small
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('JUPYTER_PATH', str(tmp_path))
   # A kernel of the interpreter of the tests, whatever kernels are installed.

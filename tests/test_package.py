@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 
+import commands
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,21 +70,34 @@ def test_the_wheel_imports_alone(wheel, tmp_path):
   assert found['bounds'] == [[.25, .25], [2.25, 2.25]]
 
 
+FLAGS = ['--model=mlp', '--hidden=8', '--epochs=1', '--warmup_epochs=0', '--ramp_epochs=1']
+
+
 def test_commands_keep_what_they_compile(tmp_path):
   environment = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'} | dict(
       HOME=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
 
-  def train(out, **more):
-    return subprocess.run([sys.executable, '-m', 'experiments.train', '--model=mlp', '--hidden=8', '--epochs=1',
-                           '--warmup_epochs=0', '--ramp_epochs=1', f'--out={tmp_path / out}'], cwd=ROOT,
-                          env=environment | more, capture_output=True, text=True, timeout=300)
+  def train(out, *flags, **more):
+    return subprocess.run([sys.executable, '-m', 'experiments.train', *FLAGS, f'--out={tmp_path / out}', *flags],
+                          cwd=ROOT, env=environment | more, capture_output=True, text=True, timeout=300)
   kept = tmp_path / '.cache' / 'ibpjax'
-  assert train('none', JAX_ENABLE_COMPILATION_CACHE='0').returncode == 0
+  stopped = train('none', '--max_minutes=0', JAX_ENABLE_COMPILATION_CACHE='0')   # after a step, which it compiled
+  assert stopped.returncode == 0
+  assert 'the same command goes on' in stopped.stdout
   assert not kept.exists()
   assert train('first').returncode == 0
   programs = {p.name for p in kept.iterdir() if p.name.endswith('-cache')}
   assert any(name.startswith('jit_advance') for name in programs)
-  assert train('second').returncode == 0
+  second = commands.run_code(f'''
+import os, runpy, sys
+import jax
+os.environ['HOME'] = {str(tmp_path)!r}
+jax.config.update('jax_compilation_cache_dir', None)   # as without variables, which the first run shows
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+sys.argv = ['experiments.train', *{FLAGS!r}, {f'--out={tmp_path}/second'!r}]
+runpy.run_module('experiments.train', run_name='__main__')
+''')
+  assert second.returncode == 0, second.stderr
   assert {p.name for p in kept.iterdir() if p.name.endswith('-cache')} == programs
 
   def metrics(out):

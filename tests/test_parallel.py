@@ -2,10 +2,10 @@
 import json
 import os
 import pathlib
+import runpy
 import socket
-import subprocess
-import sys
 import time
+from multiprocessing import reduction
 
 import commands
 import jax
@@ -145,33 +145,56 @@ def test_a_run_of_eight_devices_goes_on_with_one(one, tmp_path):
   same(metrics(tmp_path / 'run'), one)
 
 
-def processes(command, out=subprocess.DEVNULL):
-  """Two processes of two devices each. `command`: address of a free port of this machine, number -> arguments."""
+def processes(runner, name, flags, outs=(None, None)):
+  """Two processes of two devices each that find each other: forked, as commands are, and left to run.
+
+  Args:
+    flags: (address of a free port of this machine, number) -> arguments.
+    outs: files for what they print.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  environment = os.environ | dict(JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=2',
-                                  PYTHONPATH=os.fspath(HERE.parent))
-  return [subprocess.Popen([sys.executable, *command(address, i)], cwd=HERE.parent, env=environment, text=True,
-                           stdout=out, stderr=subprocess.DEVNULL) for i in range(2)]
+  environment = dict(XLA_FLAGS='--xla_force_host_platform_device_count=2')
+  pair = []
+  with open(os.devnull, 'r+') as nothing:
+    for i, out in enumerate(outs):
+      files = [reduction.DupFd(f.fileno()) for f in (nothing, out or nothing, nothing)]
+      pair.append(commands._SERVER.Process(target=commands._command, args=(
+          files, runner, name, list(map(str, flags(address, i))), environment)))
+      pair[-1].start()
+  return pair
+
+
+def ended(pair, timeout):
+  """Their exit statuses, None of one that still runs."""
+  for process in pair:
+    process.join(timeout)
+  return [process.exitcode for process in pair]
+
+
+def killed(pair):
+  for process in pair:
+    process.kill()
+    process.join()
 
 
 def training(folder, *flags):
   """Two processes that train together."""
-  return processes(lambda address, i: ['-m', *TRAIN, f'--coordinator={address}', '--processes=2', f'--process={i}',
-                                       *flags, f'--out={folder}'])
+  return processes(runpy.run_module, TRAIN[0], lambda address, i: [
+      *TRAIN[1:], f'--coordinator={address}', '--processes=2', f'--process={i}', *flags, f'--out={folder}'])
 
 
 @pytest.mark.xdist_group('parallel')
-def test_processes_decode_the_rows_of_their_own_devices():
+def test_processes_decode_the_rows_of_their_own_devices(tmp_path):
   """All see the same batches, those of one process; each has decoded its half of them."""
-  pair = processes(lambda address, i: [HERE / 'parallel_batches.py', address, str(i)], subprocess.PIPE)
-  try:
-    one, other = (json.loads(p.communicate(timeout=100)[0].splitlines()[-1]) for p in pair)
-  finally:
-    for p in pair:
-      p.kill()
-      p.wait()
+  with open(tmp_path / '0', 'w+') as first, open(tmp_path / '1', 'w+') as second:
+    pair = processes(runpy.run_path, str(HERE / 'parallel_batches.py'), lambda *given: given, (first, second))
+    try:
+      assert ended(pair, 100) == [0, 0]
+    finally:
+      killed(pair)
+  one, other = (json.loads((tmp_path / name).read_text().splitlines()[-1]) for name in '01')
   order = np.random.default_rng([3, 1]).permutation(21)[:16].reshape(2, 8)
   assert one['labels'] == other['labels'] == order.tolist()
   assert one['decoded'] == sorted(order[:, :4].ravel().tolist())
@@ -185,21 +208,16 @@ def test_two_processes_one_of_them_killed(one, tmp_path):
   pair = training(folder, '--checkpoint_minutes=0')
   try:
     until = time.monotonic() + 200
-    while not any(p.name.isdigit() and int(p.name) >= 5 for p in (folder / 'checkpoints').glob('*')):
+    while not any(p.name.isdigit() and int(p.name) >= 2 for p in (folder / 'checkpoints').glob('*')):
       assert time.monotonic() < until, 'no checkpoint appears'
-      assert pair[0].poll() is None, 'the first process ended by itself'
-      time.sleep(.1)
-    pair[1].kill()
-    pair[1].wait()
-    pair[0].kill()  # alone it would wait for the other one until the coordinator gives up
-    pair[0].wait()
+      assert pair[0].is_alive(), 'the first process ended by itself'
+      time.sleep(.05)
+    killed(reversed(pair))   # alone the first would wait for the other one until the coordinator gives up
     assert len(metrics(folder)) < 2, 'it was not killed in the middle'
     pair = training(folder)
-    assert [p.wait(200) for p in pair] == [0, 0]
+    assert ended(pair, 200) == [0, 0]
   finally:
-    for p in pair:
-      p.kill()
-      p.wait()
+    killed(pair)
   same(metrics(folder), one)
 
 
