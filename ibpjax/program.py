@@ -376,7 +376,8 @@ def digest(closed: jex.ClosedJaxpr) -> str:
       for value in x:
         add(value)
     elif isinstance(x, (jax.Array, np.ndarray)) and not isinstance(x, jax.core.Tracer):
-      data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+      with jax.ensure_compile_time_eval():  # or keys are traced where a function is certified under jit
+        data = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
       found.update(f'{x.dtype}{x.shape}'.encode() + np.asarray(data).tobytes())
   add(closed)
   return found.hexdigest()

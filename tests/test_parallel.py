@@ -137,7 +137,6 @@ def same(found, expected):
     assert other['test_error'] == pytest.approx(record['test_error'], abs=1)
 
 
-@pytest.mark.xdist_group('parallel')
 def test_a_run_of_eight_devices_goes_on_with_one(one, tmp_path):
   said = run(8, commands.run, *TRAIN, '--fsdp', '--max_minutes=0', f'--out={tmp_path}/run')
   assert 'the same command goes on' in said
@@ -185,7 +184,6 @@ def training(folder, *flags):
       *TRAIN[1:], f'--coordinator={address}', '--processes=2', f'--process={i}', *flags, f'--out={folder}'])
 
 
-@pytest.mark.xdist_group('parallel')
 def test_processes_decode_the_rows_of_their_own_devices(tmp_path):
   """All see the same batches, those of one process; each has decoded its half of them."""
   with open(tmp_path / '0', 'w+') as first, open(tmp_path / '1', 'w+') as second:
@@ -201,7 +199,6 @@ def test_processes_decode_the_rows_of_their_own_devices(tmp_path):
   assert other['decoded'] == sorted(order[:, 4:].ravel().tolist())
 
 
-@pytest.mark.xdist_group('parallel')
 def test_two_processes_one_of_them_killed(one, tmp_path):
   """Together they are one run; killed in the middle and started again they end as that."""
   folder = tmp_path / 'run'

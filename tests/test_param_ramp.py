@@ -114,7 +114,7 @@ def test_bounds_of_a_model_are_sound_and_tighter_with_low_heights():
   one = batched(lambda m, x: m(x))
   def width():
     box = Interval(x[0] - .2, x[0] + .2)
-    found = [ibp(one)(model, box), crown(one)(model, box)]
+    found = [interpreted(method(one))(model, box) for method in (ibp, crown)]
     values = interpreted(jax.vmap(one, (None, 0)))(model, samples(box, 2000))
     assert all(holds(bound, values, 1e-5) for bound in found)
     return sum(float(bound.width.sum()) for bound in found)
