@@ -109,13 +109,13 @@ def test_unbounded_values_inside(f):
     pytest.param(n, a, marks=[] if n is dense or a == 'relu' else pytest.mark.slow) for a in ACTIVATIONS
     for n in NETWORKS])
 def test_tight_lines_give_the_order_of_theorem_2(network, activation):
-  """IBP <= LBP, CROWN-IBP <= CROWN-LBP <= CROWN (Lyu et al. 2021), on 450 networks; all of them sound."""
+  """IBP <= LBP, CROWN-IBP <= CROWN-LBP <= CROWN (Lyu et al. 2021), on 270 networks; all of them sound."""
   def f(params, x):
     return network(params, x, ACTIVATIONS[activation])
   bounds = interpreted(lambda params, box: [m(params, box) for m in methods(f)])
   values = interpreted(jax.vmap(f, (None, 0)))
   improved = 0
-  for seed in range(50):
+  for seed in range(30):
     params, x = random_network(network, seed)
     box = box_around(x, (.01, .1, .4)[seed % 3])
     found = bounds(params, box)
@@ -123,7 +123,7 @@ def test_tight_lines_give_the_order_of_theorem_2(network, activation):
       assert contains(found[looser], found[tighter], 1e-9)
     improved += bool(found[4].width.sum() < .9 * found[0].width.sum())
     assert holds(found[-1], values(params, samples(box, 300, seed)))
-  assert improved > 25
+  assert improved > 15
 
 
 def unrolled(params, x, row, boxes):

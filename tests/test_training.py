@@ -104,7 +104,7 @@ def test_published_parameter_counts(model, parameters):
     (functools.partial(nn.resnext, stem=4, bottleneck=2, blocks=2), (9, 9, 1), 3)])
 def test_models_map_batches_to_logits(make, shape, logits):
   model = make(input_shape=shape, classes=logits, rngs=nnx.Rngs(0))
-  assert model(jnp.ones((2, *shape))).shape == (2, logits)
+  assert jax.eval_shape(lambda x: model(x), jnp.ones((2, *shape))).shape == (2, logits)
   for layer in model.flat():
     if isinstance(layer, (nnx.Linear, nnx.Conv)):
       bound = float(np.prod(layer.kernel.shape[:-1]) ** -.5)
