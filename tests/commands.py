@@ -42,22 +42,27 @@ def run_code(code, timeout=300):
     return run_file(file.name, timeout=timeout)
 
 
+def start(runner, name, flags, files, environment=()):
+  """A process that runs a module or a file (`runner` of `runpy`), with files for what it reads and prints."""
+  passed = [reduction.DupFd(f.fileno()) for f in files]
+  process = _SERVER.Process(target=_command, args=(passed, runner, name, [*map(str, flags)], dict(environment)))
+  process.start()
+  return process
+
+
 def _forked(runner, name, flags, given, environment, timeout):
-  flags = [str(f) for f in flags]
   with contextlib.ExitStack() as stack:
     files = [stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(3)]
     files[0].write(given)
     files[0].seek(0)
-    passed = [reduction.DupFd(f.fileno()) for f in files]
-    process = _SERVER.Process(target=_command, args=(passed, runner, name, flags, dict(environment)))
-    process.start()
+    process = start(runner, name, flags, files, environment)
     process.join(timeout)
     if process.is_alive():
       process.kill()
       raise subprocess.TimeoutExpired(name, timeout)
     for file in files:
       file.seek(0)
-    return subprocess.CompletedProcess([name, *flags], process.exitcode, files[1].read(), files[2].read())
+    return subprocess.CompletedProcess([name, *map(str, flags)], process.exitcode, files[1].read(), files[2].read())
 
 
 def _command(files, runner, name, flags, environment):

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['OPENBLAS_NUM_THREADS'] = '1'  # NumPy's threads wait for each other at small products: a quarter of all time
 # Commands that tests start share what they compile, without optimisations; tests themselves compile everything.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled')

@@ -70,7 +70,8 @@ import commands
 def run(command):
   main = sys.modules['__main__']
   main.__spec__ = main.__file__ = None  # or what is forked would run it first
-  _, _, module, *flags = command
+  python, option, module, *flags = command
+  assert (python, option) == (sys.executable, '-m')
   done = commands.run(module, *flags)
   print(done.stdout, done.stderr, flush=True)
   return done

@@ -5,7 +5,6 @@ import pathlib
 import runpy
 import socket
 import time
-from multiprocessing import reduction
 
 import commands
 import jax
@@ -155,14 +154,9 @@ def processes(runner, name, flags, outs=(None, None)):
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   environment = dict(XLA_FLAGS='--xla_force_host_platform_device_count=2')
-  pair = []
   with open(os.devnull, 'r+') as nothing:
-    for i, out in enumerate(outs):
-      files = [reduction.DupFd(f.fileno()) for f in (nothing, out or nothing, nothing)]
-      pair.append(commands._SERVER.Process(target=commands._command, args=(
-          files, runner, name, list(map(str, flags(address, i))), environment)))
-      pair[-1].start()
-  return pair
+    return [commands.start(runner, name, flags(address, i), (nothing, out or nothing, nothing), environment)
+            for i, out in enumerate(outs)]
 
 
 def ended(pair, timeout):
