@@ -103,7 +103,9 @@ def test_lines_enclose_where_numbers_overflow_and_vanish(name):
   values = np.asarray(f(jnp.asarray(points)), np.float64)
   points, values = points[np.isfinite(values)].astype(np.float64), values[np.isfinite(values)]
   for lines, found in every.items():
-    (below, least), (above, most) = np.asarray(found, np.float64)[..., 0]
+    found = np.asarray(found, np.float64)
+    assert not np.isnan(found).any(), lines
+    (below, least), (above, most) = found[..., 0]
     slack = 1e-5 * (1e-3 + np.abs(values) + np.abs(below * points) + np.abs(above * points))
     assert np.all(below * points + least <= values + slack), lines
     assert np.all(above * points + most >= values - slack), lines

@@ -1,4 +1,4 @@
-"""The examples run as they are, stay short, and what they show is sound and not vacuous."""
+"""Examples run, those that only compare bounds by NumPy, and stay short; they show what is sound and not vacuous."""
 import importlib.util
 import pathlib
 

@@ -51,7 +51,7 @@ def test_training_lowers_the_loss(make, name):
     nn.calibrate(model, [IMAGES])
   graphdef, state = training.TrainState.create(model, optimizer)
   step = interpreted(functools.partial(training.train_step, graphdef=graphdef, optimizer=optimizer, eps=eps,
-                                   kappa=lambda s: 0., objective=objective))
+                                       kappa=lambda s: 0., objective=objective))
   history = []
   for i in range(40):
     state, metrics = step(state, (IMAGES, LABELS), jax.random.fold_in(KEY, i))
