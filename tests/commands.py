@@ -73,4 +73,8 @@ def _command(files, runner, name, flags, environment):
   os.chdir(ROOT)
   sys.path.insert(0, os.fspath(ROOT))
   sys.argv = [name, *flags]
-  runner(name, run_name='__main__')
+  try:
+    runner(name, run_name='__main__')
+  finally:  # what JAX does at the end of a process, which forked ones do not reach: it waits for processes that still read
+    import jax
+    jax.distributed.shutdown()
