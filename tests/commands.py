@@ -75,6 +75,6 @@ def _command(files, runner, name, flags, environment):
   sys.argv = [name, *flags]
   try:
     runner(name, run_name='__main__')
-  finally:  # what JAX does at the end of a process, which forked ones do not reach: it waits for processes that still read
+  finally:  # as JAX does at the end of a process, which forked ones do not reach: others may still read from this one
     import jax
     jax.distributed.shutdown()

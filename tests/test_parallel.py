@@ -22,8 +22,8 @@ HERE = pathlib.Path(__file__).parent
 def pretended(devices):
   """XLA's flags for devices that this machine pretends to have.
 
-  Unless the scheduler keeps to one order, each device chooses its own among collectives that do not depend on each other,
-  and with fewer cores than devices they come to wait for each other in different ones until XLA aborts.
+  Unless the scheduler keeps to one order, each device chooses its own among collectives that do not depend on each
+  other, and with fewer cores than devices they come to wait in different ones until XLA aborts.
   """
   return (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices} '
           '--xla_cpu_enable_concurrency_optimized_scheduler=false')
