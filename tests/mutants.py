@@ -145,7 +145,7 @@ def failing(folder: pathlib.Path, modules: list[str]) -> str | None:
                        capture_output=True, text=True)
   if run.returncode not in (0, 1, 2):
     raise RuntimeError(f'pytest ended with {run.returncode}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}')
-  found = re.search(r'^(?:FAILED|ERROR) (\S+)', run.stdout, re.MULTILINE)
+  found = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - .*)?$', run.stdout, re.MULTILINE)
   return None if run.returncode == 0 else found[1] if found else 'collection'
 
 
