@@ -21,9 +21,9 @@ import ibpjax
 from experiments import commands, logs, radii
 from experiments.lipschitz import opened
 from experiments.opened import open_run
-from ibpjax import spectral, spectral_convolutions
-from ibpjax.spectral import NormBound
-from ibpjax.spectral_convolutions import Convolution
+from ibpjax.operators import spectral, spectral_convolutions
+from ibpjax.operators.spectral import NormBound
+from ibpjax.operators.spectral_convolutions import Convolution
 from ibpjax.verification.report import radius_text
 
 FLAGS = flags.FLAGS

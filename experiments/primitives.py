@@ -10,9 +10,11 @@ from typing import Any
 from jax.extend.core import primitives as P
 
 from experiments import commands
-from ibpjax import affine, composites, functions, integers, loops, nonlinear, relaxations, univariate
-from ibpjax.elementwise import elementwise_call_p
-from ibpjax.rule import Elementwise
+from ibpjax.composites import composites, univariate
+from ibpjax.core.row import Elementwise
+from ibpjax.primitives import affine, control, elementwise, integers, nonlinear
+from ibpjax.primitives.registration import elementwise_call_p
+from ibpjax.rules import relaxations
 
 PATH = pathlib.Path(__file__).parent.parent / 'docs' / 'primitives.md'
 HEAD = """# What has bounds
@@ -63,7 +65,7 @@ def affine_rows() -> Iterator[list[str]]:
 
 
 def elementwise_rows() -> Iterator[list[str]]:
-  for key, found in functions.TABLE.items():
+  for key, found in elementwise.TABLE.items():
     if key is elementwise_call_p:
       yield ['`@ibpjax.elementwise`', 'as registered', 'yes', 'lines', 'as stated; without, certificates refuse it']
       continue
@@ -71,7 +73,7 @@ def elementwise_rows() -> Iterator[list[str]]:
     kind = {1: 'increasing', -1: 'decreasing', 0: 'critical points'}[row.trend]
     if not isinstance(found, Elementwise):
       kind = 'by its exponent'
-    known = functions.COMPOSED.get(key)
+    known = elementwise.COMPOSED.get(key)
     kind += '' if known is None else ', recognised by its structure'
     kind += f'; domain [{row.domain[0]:g}, {row.domain[1]:g}]' if row.domain != (-float('inf'), float('inf')) else ''
     kind += f'; period {row.period:.4g}' if row.period else ''
@@ -104,20 +106,20 @@ def composite_rows() -> Iterator[list[str]]:
 
 
 def loop_rows() -> Iterator[list[str]]:
-  for key, rule in ((P.scan_p, loops.scan), (P.while_p, loops.repeat), (P.cond_p, loops.branch)):
+  for key, rule in ((P.scan_p, control.scan), (P.while_p, control.repeat), (P.cond_p, control.branch)):
     yield [name(key), first_line(rule), 'yes', 'ends']
   yield ['calls', 'jit, remat, custom_jvp, custom_vjp: entered where something perturbed goes in', 'yes', 'entered']
 
 
 SECTIONS: dict[str, tuple[list[str], Callable[[], Iterator[list[str]]]]] = {
-    'Affine (`affine.py`)': (['P', 'rule', 'ibp', 'elide', 'linear'], affine_rows),
-    'Elementwise functions of one perturbed operand (`functions.py`)': (
+    'Affine (`affine.py` of `ibpjax/primitives/`)': (['P', 'rule', 'ibp', 'elide', 'linear'], affine_rows),
+    'Elementwise functions of one perturbed operand (`elementwise.py`)': (
         ['P or function', 'range from', 'ibp', 'linear', 'accuracy'], elementwise_rows),
     'Other rules on boxes (`nonlinear.py`, `reductions.py`, `integers.py`)': (
         ['P', 'rule', 'ibp', 'linear'], interval_rows),
-    'Groups of operations (`softmax.py`, `normalise.py`, `composites.py`, `univariate.py`; found by `patterns.py`)': (
+    'Groups of operations (`ibpjax/composites/`; found by its `patterns.py`)': (
         ['group', 'what it computes', 'ibp', 'linear'], composite_rows),
-    'Control flow (`loops.py`)': (['P', 'rule', 'ibp', 'linear'], loop_rows),
+    'Control flow (`control.py`)': (['P', 'rule', 'ibp', 'linear'], loop_rows),
 }
 
 

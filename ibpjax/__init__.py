@@ -1,22 +1,23 @@
 """Guaranteed bounds on the outputs of any JAX function, as function transformations."""
 from ibpjax import nn
 from ibpjax._version import __version__
-from ibpjax.alpha import alpha_crown
-from ibpjax.compiling import warn_of_wrong_values
-from ibpjax.crown import METHODS, crown
-from ibpjax.elementwise import Elementwise, elementwise
-from ibpjax.etb import Companion, etb, etb_companion
-from ibpjax.ibp import ibp
-from ibpjax.interval import ExpectedInterval, Intermediates, Interval, LpBall, linf_ball, lp_ball
-from ibpjax.lbp import lbp
-from ibpjax.linear import Affine, LinearBounds, linear_bounds
-from ibpjax.lines import adaptive, constant, tight
-from ibpjax.lipschitz import LipschitzBound, lipschitz
-from ibpjax.lipschitz_estimates import LipschitzEstimate, lipschitz_estimate
-from ibpjax.local_lipschitz import jacobian_bounds, local_lipschitz
-from ibpjax.margins import batched, margins
+from ibpjax.core.sets import ExpectedInterval, Intermediates, Interval, LpBall, linf_ball, lp_ball
+from ibpjax.core.specification import batched, margins
+from ibpjax.methods.alpha_crown import alpha_crown
+from ibpjax.methods.crown import METHODS, crown
+from ibpjax.methods.etb import Companion, etb, etb_companion
+from ibpjax.methods.ibp import ibp
+from ibpjax.methods.jacobian import jacobian_bounds, local_lipschitz
+from ibpjax.methods.lbp import lbp
+from ibpjax.methods.linear_bounds import Affine, LinearBounds, linear_bounds
+from ibpjax.methods.lipschitz import LipschitzBound, lipschitz
+from ibpjax.methods.lipschitz_estimates import LipschitzEstimate, lipschitz_estimate
+from ibpjax.primitives.registration import elementwise
+from ibpjax.rules.elementwise import Elementwise
+from ibpjax.rules.slopes import adaptive, constant, tight
 from ibpjax.verification.certify import Certificate, certify
 from ibpjax.verification.radius import certified_radius
+from ibpjax.xla.compiling import warn_of_wrong_values
 
 warn_of_wrong_values()
 METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')

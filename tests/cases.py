@@ -12,10 +12,10 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax import Interval, nn
-from ibpjax.composites import Composite
-from ibpjax.patterns import grouped
-from ibpjax.program import Program, evaluate, trace
-from ibpjax.univariate import Univariate
+from ibpjax.composites.patterns import grouped
+from ibpjax.composites.univariate import Univariate
+from ibpjax.core.composite import Composite
+from ibpjax.core.program import Program, evaluate, trace
 
 
 def noise(*shape):

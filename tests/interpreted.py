@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special as special
 
-from ibpjax import versions
+from ibpjax.core import versions
 
 FLOATS = {np.dtype(name) for name in ('float32', 'float64')}
 HALVES = {np.dtype(jnp.bfloat16), np.dtype('float16')}

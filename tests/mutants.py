@@ -26,7 +26,7 @@ class Fault:
 
   Attributes:
     name: of the fault.
-    path: the file, below the root.
+    path: the file, below the package.
     right, wrong: the texts.
     first: modules of tests that run before all others.
   """
@@ -38,94 +38,94 @@ class Fault:
 
 
 FAULTS = [
-    Fault('affine: no absolute value of weights', 'ibpjax/affine.py', '(x, jnp.abs(x)) for x in operands]',
+    Fault('affine: no absolute value of weights', 'primitives/affine.py', '(x, jnp.abs(x)) for x in operands]',
           '(x, x) for x in operands]', 'rows'),
-    Fault('affine: ends of a difference swapped', 'ibpjax/affine.py', 'lower[0] - upper[1], upper[0] - lower[1]',
+    Fault('affine: ends of a difference swapped', 'primitives/affine.py', 'lower[0] - upper[1], upper[0] - lower[1]',
           'lower[0] - lower[1], upper[0] - upper[1]', 'rows'),
-    Fault('affine: ends of a negation swapped', 'ibpjax/affine.py', 'Interval(-upper[0], -lower[0])',
+    Fault('affine: ends of a negation swapped', 'primitives/affine.py', 'Interval(-upper[0], -lower[0])',
           'Interval(-lower[0], -upper[0])', 'rows'),
-    Fault('affine: sign of a factor forgotten', 'ibpjax/affine.py', 'run(_where(positive, x.lower, x.upper))',
+    Fault('affine: sign of a factor forgotten', 'primitives/affine.py', 'run(_where(positive, x.lower, x.upper))',
           'run(x.lower)', 'rows'),
-    Fault('affine: what overflows stays bounded', 'ibpjax/affine.py',
+    Fault('affine: what overflows stays bounded', 'primitives/affine.py',
           'radius = jnp.where(jnp.isfinite(centre), radius, jnp.inf)', 'pass', 'rows overflow'),
-    Fault('planes: the line above for what goes up', 'ibpjax/planes.py', 'up = row > 0', 'up = row < 0', 'linear'),
-    Fault('planes: intercepts exchanged', 'ibpjax/planes.py', 'choose(up, self.low, self.high)',
+    Fault('planes: the line above for what goes up', 'rules/planes.py', 'up = row > 0', 'up = row < 0', 'linear'),
+    Fault('planes: intercepts exchanged', 'rules/planes.py', 'choose(up, self.low, self.high)',
           'choose(up, self.high, self.low)', 'linear'),
-    Fault('planes: pushed through the wrong end', 'ibpjax/planes.py', "least(self.above, 'upper', 'lower')",
+    Fault('planes: pushed through the wrong end', 'rules/planes.py', "least(self.above, 'upper', 'lower')",
           "least(self.above, 'lower', 'upper')", 'linear'),
-    Fault('lines: slope in the middle taken at an end', 'ibpjax/lines.py', 'slope_at(fn, l / 2 + u / 2)',
+    Fault('lines: slope in the middle taken at an end', 'rules/slopes.py', 'slope_at(fn, l / 2 + u / 2)',
           'slope_at(fn, l)', 'linear rows golden'),
-    Fault('product: corner of the plane below', 'ibpjax/relaxations.py',
+    Fault('product: corner of the plane below', 'rules/relaxations.py',
           'corners = [[(x.lower, y.lower), (x.upper, y.upper)], [(x.lower, y.upper), (x.upper, y.lower)]]',
           'corners = [[(x.lower, y.upper), (x.upper, y.lower)], [(x.lower, y.lower), (x.upper, y.upper)]]', 'linear'),
-    Fault('windows: offset without its stride', 'ibpjax/windows.py', 'offset=span.offset * s.stride - s.padding[0]',
+    Fault('windows: offset without its stride', 'engine/patches.py', 'offset=span.offset * s.stride - s.padding[0]',
           'offset=span.offset - s.padding[0]', 'windows'),
-    Fault('windows: padding on the other side', 'ibpjax/windows.py', 'offset=span.offset * s.stride - s.padding[0]',
+    Fault('windows: padding on the other side', 'engine/patches.py', 'offset=span.offset * s.stride - s.padding[0]',
           'offset=span.offset * s.stride - s.padding[1]', 'windows'),
-    Fault('windows: dilation forgotten', 'ibpjax/windows.py', '(s.size - 1) * s.dilation + 1', '(s.size - 1) + 1',
+    Fault('windows: dilation forgotten', 'engine/patches.py', '(s.size - 1) * s.dilation + 1', '(s.size - 1) + 1',
           'windows'),
-    Fault('windows: off by one in a pad', 'ibpjax/windows.py', 'offset=s.offset - low)', 'offset=s.offset - low + 1)',
+    Fault('windows: off by one in a pad', 'engine/patches.py', 'offset=s.offset - low)', 'offset=s.offset - low + 1)',
           'windows'),
-    Fault('rounding: no allowance for sums', 'ibpjax/rounding.py', 'spread = [_spread(x, 4 * gamma(terms + 1, u))',
+    Fault('rounding: no allowance for sums', 'rules/rounding.py', 'spread = [_spread(x, 4 * gamma(terms + 1, u))',
           'spread = [_spread(x, 0.)', 'rounding'),
-    Fault('rounding: no allowance for functions', 'ibpjax/rounding.py',
+    Fault('rounding: no allowance for functions', 'rules/rounding.py',
           'out = [_wider(x, relative * u, vanished(tinies, reach))', 'out = [_wider(x, 0., vanished(tinies, reach))',
           'rounding accuracy'),
-    Fault('rounding: numbers taken for 0 forgotten', 'ibpjax/rounding.py',
+    Fault('rounding: numbers taken for 0 forgotten', 'rules/rounding.py',
           'off = least_kept(factor.dtype) * size', 'off = 0. * size', 'subnormal'),
-    Fault('rounding: rows have no errors', 'ibpjax/errors.py',
+    Fault('rounding: rows have no errors', 'rules/rounding_backward.py',
           'relative = 2 * gamma(sum(count) + 4, unit(eqn)) * _magnitudes(eqn, sizes)[0]',
           'relative = 0 * _magnitudes(eqn, sizes)[0]', 'rounding'),
-    Fault('undefined: NaN passes for bounded', 'ibpjax/interval.py',
+    Fault('undefined: NaN passes for bounded', 'core/sets.py',
           'return (x.lower == -jnp.inf) & (x.upper == jnp.inf)', 'return (x.lower == jnp.inf) & (x.upper == jnp.inf)',
           'undefined'),
-    Fault('balls: rounded inward', 'ibpjax/directed.py', 'off = towards * near.astype(np.longdouble) < towards * given',
+    Fault('balls: rounded inward', 'core/directed.py', 'off = towards * near.astype(np.longdouble) < towards * given',
           'off = towards * near.astype(np.longdouble) > towards * given', 'balls'),
-    Fault('comparison: certain where it is not', 'ibpjax/nonlinear.py',
+    Fault('comparison: certain where it is not', 'primitives/nonlinear.py',
           'return Interval(a.lower > b.upper, ~(a.upper <= b.lower))',
           'return Interval(a.lower > b.lower, a.upper > b.upper)', 'rows'),
-    Fault('selection: one case in the place of both', 'ibpjax/nonlinear.py', 'both = hull(no, yes)', 'both = no',
+    Fault('selection: one case in the place of both', 'primitives/nonlinear.py', 'both = hull(no, yes)', 'both = no',
           'rows'),
-    Fault('square: 0 inside of the box forgotten', 'ibpjax/nonlinear.py',
+    Fault('square: 0 inside of the box forgotten', 'primitives/nonlinear.py',
           'Interval(jnp.where(crosses, 0, jnp.minimum(low, high))', 'Interval(jnp.minimum(low, high)', 'rows'),
-    Fault('softmax: the mask keeps the others', 'ibpjax/softmax.py',
+    Fault('softmax: the mask keeps the others', 'composites/softmax.py',
           'kept = e if mask is None else jnp.where(self.groups.into(mask), e, 0)', 'kept = e', 'rows'),
-    Fault('softmax: any maximum is the greatest', 'ibpjax/softmax_patterns.py',
+    Fault('softmax: any maximum is the greatest', 'composites/softmax_patterns.py',
           'return taken.id == source.id and _reduced(of, moves, groups, own)', 'return True', 'overflow'),
-    Fault('normalise: D - 1 for D', 'ibpjax/normalise.py', 'share = count / others', 'share = 1.', 'rows'),
-    Fault('loops: hull of the branches that are impossible', 'ibpjax/loops.py',
+    Fault('normalise: D - 1 for D', 'composites/normalization.py', 'share = count / others', 'share = 1.', 'rows'),
+    Fault('loops: hull of the branches that are impossible', 'primitives/control.py',
           'possible = (low <= i) & (i <= high)', 'possible = i == low', 'rows'),
-    Fault('scans: a carry that becomes perturbed is known', 'ibpjax/program.py',
+    Fault('scans: a carry that becomes perturbed is known', 'core/program.py',
           'carry = [a or b for a, b in zip(flags[first:last], out[:last - first])]', 'carry = flags[first:last]',
           'rows linear'),
-    Fault('chunks: the last rows left out', 'ibpjax/chunks.py', 'last = f(jax.tree.map(lambda x: x[n - rest:], rows))',
+    Fault('chunks: the last rows left out', 'xla/batching.py', 'last = f(jax.tree.map(lambda x: x[n - rest:], rows))',
           'last = 0 * f(jax.tree.map(lambda x: x[n - rest:], rows))', 'chunks regularizers'),
-    Fault('margins: the label among the others', 'ibpjax/margins.py', '(others >= label)',
+    Fault('margins: the label among the others', 'core/specification.py', '(others >= label)',
           '(others > label)', 'certify'),
-    Fault('certificates: of one class all is true', 'ibpjax/margins.py', 'if classes < 2:', 'if classes < 1:',
+    Fault('certificates: of one class all is true', 'core/specification.py', 'if classes < 2:', 'if classes < 1:',
           'certify bad_input'),
-    Fault('certificates: a stale program', 'ibpjax/verification/certify.py', 'code=digest(code), norm=norm',
+    Fault('certificates: a stale program', 'verification/certify.py', 'code=digest(code), norm=norm',
           "code='', norm=norm", 'certify'),
-    Fault('Lipschitz: distances of rows without their errors', 'ibpjax/lipschitz.py',
+    Fault('Lipschitz: distances of rows without their errors', 'methods/lipschitz.py',
           'found += (off[:, None] + off) * allowance', 'pass', 'lipschitz'),
-    Fault('schedules: a ramp one step late', 'ibpjax/training/schedules.py', 'done = jnp.clip((step - start) / max',
+    Fault('schedules: a ramp one step late', 'training/schedules.py', 'done = jnp.clip((step - start) / max',
           'done = jnp.clip((step - start - 1) / max', 'training'),
-    Fault('schedules: the bend elsewhere', 'ibpjax/training/schedules.py',
+    Fault('schedules: the bend elsewhere', 'training/schedules.py',
           'scale = 4 * (length - bend) * bend ** 3 + bend ** 4', 'scale = 3 * (length - bend) * bend ** 3 + bend ** 4',
           'training'),
-    Fault('training: a gradient stopped', 'ibpjax/training/step.py',
+    Fault('training: a gradient stopped', 'training/step.py',
           'total = robust if absent else weight * natural + (1 - weight) * robust',
           'total = robust if absent else weight * natural + (1 - weight) * jax.lax.stop_gradient(robust)',
           'training train'),
-    Fault('training: devices keep their own gradients', 'ibpjax/training/step.py',
+    Fault('training: devices keep their own gradients', 'training/step.py',
           'value, metrics, gradients = lax.pmean((value, metrics, gradients), axis_name)',
           'value, metrics = lax.pmean((value, metrics), axis_name)', 'parallel'),
-    Fault('batch norm: averages moved the other way', 'ibpjax/nn/batch_norm.py',
+    Fault('batch norm: averages moved the other way', 'nn/batch_norm.py',
           'self.momentum * stored[...] + (1 - self.momentum)', '(1 - self.momentum) * stored[...] + self.momentum',
           'training train'),
-    Fault('regularizers: inactive neurons are active', 'ibpjax/training/regularizers.py',
+    Fault('regularizers: inactive neurons are active', 'training/regularizers.py',
           'for which in (x.lower > 0, x.upper < 0))', 'for which in (x.upper > 0, x.lower < 0))', 'regularizers'),
-    Fault('checkpoints: no checksum', 'ibpjax/training/checkpoints.py',
+    Fault('checkpoints: no checksum', 'training/checkpoints.py',
           "if stored['notes']['checksum'] != _checksum(arrays):", 'if False:', 'checkpoints'),
 ]
 
@@ -154,8 +154,8 @@ def found_by(fault: Fault) -> str | None:
   with tempfile.TemporaryDirectory() as folder:
     tree = pathlib.Path(folder)
     copied(tree)
-    text = (tree / fault.path).read_text()
-    (tree / fault.path).write_text(text.replace(fault.right, fault.wrong))
+    text = (tree / 'ibpjax' / fault.path).read_text()
+    (tree / 'ibpjax' / fault.path).write_text(text.replace(fault.right, fault.wrong))
     return failing(tree, fault.first.split()) or failing(tree, [])
 
 
@@ -166,7 +166,7 @@ def main() -> None:
   options = parser.parse_args()
   chosen = [f for f in FAULTS if not options.only or any(part in f.name for part in options.only.split(','))]
   for fault in chosen:
-    if (count := (ROOT / fault.path).read_text().count(fault.right)) != 1:
+    if (count := (ROOT / 'ibpjax' / fault.path).read_text().count(fault.right)) != 1:
       raise SystemExit(f'{fault.name}: {fault.path} has the text {count} times, and should once')
   if options.check:
     return

@@ -11,8 +11,10 @@ from images import LAYERS, conv, image, same
 from interpreted import interpreted
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual, shallow
 
-from ibpjax import Interval, adaptive, alpha, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
-from ibpjax.ibp import Forward, opened
+from ibpjax import Interval, adaptive, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
+from ibpjax.engine.intervals import Forward
+from ibpjax.engine.prepare import opened
+from ibpjax.methods.alpha_crown import Slopes, _descend, _tightest, total_width
 
 pytestmark = pytest.mark.usefixtures('x64')
 ALL = ACTIVATIONS | {'tanh': jnp.tanh, 'product': lambda z: z * jnp.flip(jnp.maximum(z, .1))}
@@ -45,14 +47,14 @@ def test_sound_and_never_looser_than_its_start(network, activation):
 @pytest.mark.parametrize('most', [0, 1 << 22])
 @pytest.mark.parametrize('activation', [jax.nn.relu, jnp.tanh])
 def test_sound_at_any_slopes(activation, most, monkeypatch):
-  monkeypatch.setattr(alpha, '_MOST_OWN', most)
+  monkeypatch.setattr('ibpjax.methods.alpha_crown._MOST_OWN', most)
   f = functools.partial(dense, activation=activation)
   rng = np.random.default_rng(0)
   params, x = random_network(dense, 1)
   box = box_around(x, .3)
   points = interpreted(jax.vmap(f, (None, 0)))(params, samples(box, 3000))
   program, inputs, _ = opened(f, (params, box), {})
-  slopes = alpha.Slopes(program, adaptive, None, Forward, None)
+  slopes = Slopes(program, adaptive, None, Forward, None)
   (start, _), shares = interpreted(slopes.start)(inputs)
   run = interpreted(lambda shares: slopes.run(inputs, shares)[0])
   for low, high in ((0, 1), (0, 1), (-3, 4)):
@@ -65,7 +67,7 @@ def test_slopes_of_their_own_are_worth_more_than_shared_ones(monkeypatch):
   params, x = random_network(shallow, 0)
   box = box_around(x, .5)
   own = interpreted(alpha_crown(relu_network))(params, box)
-  monkeypatch.setattr(alpha, '_MOST_OWN', 0)
+  monkeypatch.setattr('ibpjax.methods.alpha_crown._MOST_OWN', 0)
   shared = interpreted(alpha_crown(relu_network))(params, box)
   assert own.width.sum() < .99 * shared.width.sum() < .99 * interpreted(crown(relu_network))(params, box).width.sum()
 
@@ -78,11 +80,11 @@ def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkey
   program, inputs, _ = opened(f, (box,), {})
 
   def shares():
-    _, found = jax.eval_shape(alpha.Slopes(program, adaptive, None, Forward, None).start, inputs)
+    _, found = jax.eval_shape(Slopes(program, adaptive, None, Forward, None).start, inputs)
     return sum(t.size for t in jax.tree.leaves(found))
   found, count = interpreted(alpha_crown(f, steps=4))(box), shares()
   assert float(found.width.sum()) < float(interpreted(crown(f))(box).width.sum())
-  monkeypatch.setattr(alpha.Slopes, '_by_windows', lambda *_: False)
+  monkeypatch.setattr(Slopes, '_by_windows', lambda *_: False)
   same(found, interpreted(alpha_crown(f, steps=4))(box))
   assert count < .8 * shares()
 
@@ -133,7 +135,7 @@ def test_gradients_are_those_of_the_last_slopes():
   params, x = random_network(shallow, 3)
   box = box_around(x, .3)
   program, inputs, _ = opened(relu_network, (params, box), {})
-  slopes = alpha.Slopes(program, adaptive, None, Forward, None)
+  slopes = Slopes(program, adaptive, None, Forward, None)
   leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda v: isinstance(v, Interval))
 
   def of_slopes(w):
@@ -141,9 +143,9 @@ def test_gradients_are_those_of_the_last_slopes():
 
     def loss(s):
       found = slopes.run(inputs, s)
-      return alpha.total_width(found[0]), found
-    shares, _ = alpha._descend(loss, optax.adam(.25), 3, shares, best)
-    return alpha.total_width(slopes.run(jax.tree.unflatten(tree, [w, *leaves[1:]]), shares)[0])
+      return total_width(found[0]), found
+    shares, _ = _descend(loss, optax.adam(.25), 3, shares, best)
+    return total_width(slopes.run(jax.tree.unflatten(tree, [w, *leaves[1:]]), shares)[0])
 
   def optimised(w):
     method = alpha_crown(relu_network, steps=3, optimizer=optax.adam(.25))
@@ -181,7 +183,7 @@ def test_bounds_of_the_best_step_are_kept_to_the_last_bit():
   """Where the last step is worse by orders of magnitude, or infinite, the best must not be rounded beside it."""
   for last in (1e8, np.inf):
     for best in (3., 5.):
-      bound = alpha._tightest(Interval(jnp.float32(-last), jnp.float32(last)), Interval(jnp.float32(-best),
+      bound = _tightest(Interval(jnp.float32(-last), jnp.float32(last)), Interval(jnp.float32(-best),
                                                                                         jnp.float32(best)))
       assert (float(bound.lower), float(bound.upper)) == (-best, best)
   def f(x):

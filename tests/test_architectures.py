@@ -9,8 +9,8 @@ from interpreted import interpreted
 
 from experiments import architectures
 from ibpjax import Interval, ibp
-from ibpjax.patterns import grouped
-from ibpjax.program import trace
+from ibpjax.composites.patterns import grouped
+from ibpjax.core.program import trace
 
 pytestmark = pytest.mark.usefixtures('promotion')
 

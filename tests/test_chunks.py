@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from interpreted import interpreted
 
 from ibpjax import crown, ibp, linf_ball
-from ibpjax.chunks import over_rows
+from ibpjax.xla.batching import over_rows
 
 pytestmark = pytest.mark.usefixtures('x64')
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibpjax import compiling, training
+from ibpjax import training
+from ibpjax.xla import compiling
 
 pytestmark = pytest.mark.optimized
 ROOT = pathlib.Path(__file__).parent.parent

@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from ibpjax import Interval, crown, ibp, linf_ball
-from ibpjax.convolutions import convolve
+from ibpjax.xla.convolutions import convolve
 
 pytestmark = pytest.mark.usefixtures('x64')
 RNG = np.random.default_rng(0)

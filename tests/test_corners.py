@@ -9,9 +9,9 @@ from interpreted import interpreted
 from jax import lax
 
 from ibpjax import Interval, adaptive, constant, ibp, tight
-from ibpjax.elementwise import enclose
-from ibpjax.patterns import grouped
-from ibpjax.program import rebind, trace
+from ibpjax.composites.patterns import grouped
+from ibpjax.core.program import rebind, trace
+from ibpjax.rules.elementwise import enclose
 
 pytestmark = pytest.mark.usefixtures('x64', 'promotion')
 

@@ -13,6 +13,7 @@ from test_exact import exact
 
 import ibpjax
 from ibpjax import ExpectedInterval, Interval, etb, etb_companion
+from ibpjax.core.row import chord
 
 pytestmark = pytest.mark.usefixtures('x64')
 KINDS = {'dense': dense, 'residual': residual, 'convolutional': convolutional}
@@ -29,7 +30,7 @@ def companions(f):
 
 def parallel(fn, l, u, points=()):
   """Both lines have the slope of the chord (Fast-Lin)."""
-  return (ibpjax.lines.chord(fn, l, u),) * 2
+  return (chord(fn, l, u),) * 2
 
 
 def block(params, x):

@@ -10,9 +10,11 @@ from images import ALIKE, LAYERS, NETWORKS, SEEDS, between, conv, image, network
 from interpreted import interpreted
 from jax import lax
 
-from ibpjax import Interval, adaptive, forms, lbp, linear_bounds, linf_ball, lp_ball, tight
-from ibpjax.ibp import Forward, opened
-from ibpjax.lbp import Forms
+from ibpjax import Interval, adaptive, lbp, linear_bounds, linf_ball, lp_ball, tight
+from ibpjax.engine import forward
+from ibpjax.engine.intervals import Forward
+from ibpjax.engine.prepare import opened
+from ibpjax.methods.lbp import Forms
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -64,7 +66,7 @@ def test_windows_are_kept(name):
     return LAYERS[name](conv(x, 1, padding='SAME'), 3)
   box = linf_ball(image(shape=(20, 20, 2)), .01)
   form = jax.eval_shape(lambda box: form_of(f, box), box)
-  assert isinstance(form, forms.Local) == (name in LOCAL)
+  assert isinstance(form, forward.Local) == (name in LOCAL)
   if name in LOCAL:
     assert max(form.window[:2]) <= 7
 

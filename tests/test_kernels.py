@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibpjax.branchless import choose
-from ibpjax.pinned import pin_cotangents
+from ibpjax.xla.materialize import pin_cotangents
+from ibpjax.xla.select import choose
 
 floats = st.floats(allow_nan=False, allow_subnormal=False, width=32)
 

@@ -12,7 +12,7 @@ from interpreted import interpreted
 from networks import ACTIVATIONS, NETWORKS, dense, random_network
 
 from ibpjax import Interval, adaptive, constant, crown, ibp, lbp, linear_bounds, linf_ball, lp_ball, tight
-from ibpjax.program import trace
+from ibpjax.core.program import trace
 
 pytestmark = pytest.mark.usefixtures('x64')
 

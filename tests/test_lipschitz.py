@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 from interpreted import interpreted
 
-from ibpjax import linf_ball, nn, spectral
-from ibpjax.lipschitz import lipschitz
-from ibpjax.lipschitz_estimates import lipschitz_estimate
+from ibpjax import linf_ball, nn
+from ibpjax.methods.lipschitz import lipschitz
+from ibpjax.methods.lipschitz_estimates import lipschitz_estimate
+from ibpjax.operators import spectral
 
 pytestmark = pytest.mark.usefixtures('x64')
 RNG = np.random.default_rng(0)

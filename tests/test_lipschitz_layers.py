@@ -7,8 +7,8 @@ from flax import nnx
 from interpreted import interpreted
 
 from ibpjax import ibp, linf_ball, nn
-from ibpjax.declared import lipschitz_at_most
-from ibpjax.lipschitz import lipschitz
+from ibpjax.methods.lipschitz import lipschitz
+from ibpjax.operators.declared import lipschitz_at_most
 
 SHAPES = [(2, 4, 4, 8), (3, 12)]
 

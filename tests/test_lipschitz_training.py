@@ -11,8 +11,8 @@ from flax import nnx
 from interpreted import interpreted
 
 from ibpjax import nn
-from ibpjax.lipschitz import LipschitzBound, lipschitz
-from ibpjax.lipschitz_estimates import lipschitz_estimate
+from ibpjax.methods.lipschitz import LipschitzBound, lipschitz
+from ibpjax.methods.lipschitz_estimates import lipschitz_estimate
 from ibpjax.training import lipschitz_losses as losses
 from ibpjax.training.attacks import pgd_l2_by_steps
 from ibpjax.verification.radii import certified_lipschitz_radii, lipschitz_radii, logit_errors, verified_accuracy

@@ -10,7 +10,7 @@ from interpreted import interpreted
 
 import ibpjax
 from ibpjax import nn
-from ibpjax.local_lipschitz import jacobian_bounds, local_lipschitz
+from ibpjax.methods.jacobian import jacobian_bounds, local_lipschitz
 
 pytestmark = pytest.mark.usefixtures('x64')
 RNG = np.random.default_rng(0)

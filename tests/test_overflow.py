@@ -12,7 +12,7 @@ from jax import lax
 
 import ibpjax
 from ibpjax import Elementwise, Interval, elementwise, ibp
-from ibpjax.functions import TABLE
+from ibpjax.primitives.elementwise import TABLE
 
 
 def box(low, high):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import ibpjax
-from ibpjax.chunks import dealt_over, over_rows
 from ibpjax.training import parallel
+from ibpjax.xla.batching import dealt_over, over_rows
 
 HERE = pathlib.Path(__file__).parent
 

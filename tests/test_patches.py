@@ -6,9 +6,10 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from ibpjax import Interval, affine, ibp, linf_ball, lipschitz
-from ibpjax.patches import as_convolution, patches
-from ibpjax.program import trace
+from ibpjax import Interval, ibp, linf_ball, lipschitz
+from ibpjax.core.program import trace
+from ibpjax.primitives import affine
+from ibpjax.xla.window_products import as_convolution, patches
 
 pytestmark = pytest.mark.usefixtures('x64')
 RNG = np.random.default_rng(0)

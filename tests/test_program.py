@@ -12,8 +12,8 @@ from jax import lax
 
 import ibpjax
 from ibpjax import Interval, LpBall, crown, ibp, lbp, linf_ball
-from ibpjax.patterns import grouped
-from ibpjax.program import trace
+from ibpjax.composites.patterns import grouped
+from ibpjax.core.program import trace
 
 X = jnp.array([.5, -1., 2.])
 BOX = Interval(X - .1, X + .1)

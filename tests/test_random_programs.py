@@ -19,9 +19,9 @@ from weighing import attacked, escapes
 
 import ibpjax
 from ibpjax import Interval, crown, ibp, lbp, tight
-from ibpjax.normalise import Normalise
-from ibpjax.softmax import Average
-from ibpjax.univariate import Univariate
+from ibpjax.composites.normalization import Normalise
+from ibpjax.composites.softmax import Average
+from ibpjax.composites.univariate import Univariate
 
 drawn = 0
 

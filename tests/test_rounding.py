@@ -11,10 +11,13 @@ from interpreted import interpreted
 from jax import lax
 
 import ibpjax
-from ibpjax import Interval, accuracy, affine, alpha_crown, crown, elementwise, functions, ibp, lbp, nn, nonlinear
-from ibpjax.elementwise import Elementwise
-from ibpjax.program import trace
-from ibpjax.rounding import gamma
+from ibpjax import Interval, alpha_crown, crown, elementwise, ibp, lbp, nn
+from ibpjax.core.program import trace
+from ibpjax.primitives import affine, nonlinear
+from ibpjax.primitives.elementwise import TABLE
+from ibpjax.rules import accuracy
+from ibpjax.rules.elementwise import Elementwise
+from ibpjax.rules.rounding import gamma
 
 RNG = np.random.default_rng(0)
 
@@ -251,7 +254,7 @@ def test_the_sum_that_a_perturbed_kernel_enters_is_as_long_as_there_are_places()
 
 
 def test_what_has_bounds_and_states_no_accuracy_stops_the_import(monkeypatch):
-  for table, key, value in ((functions.TABLE, lax.lgamma_p, Elementwise(lambda k: ())),
+  for table, key, value in ((TABLE, lax.lgamma_p, Elementwise(lambda k: ())),
                             (nonlinear.TABLE, lax.igamma_p, nonlinear.power)):
     with monkeypatch.context() as patch:
       patch.setitem(table, key, value)

@@ -36,15 +36,16 @@ from interpreted import interpreted
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax import Interval, adaptive, affine, constant, ibp, nonlinear, tight
-from ibpjax.composites import Composite
-from ibpjax.elementwise import TABLE, enclose, unary
-from ibpjax.elementwise import image as elementwise_image
-from ibpjax.ibp import Forward
-from ibpjax.interval import is_set
-from ibpjax.patterns import grouped
-from ibpjax.program import rebind, trace
-from ibpjax.univariate import Univariate
+from ibpjax import Interval, adaptive, constant, ibp, tight
+from ibpjax.composites.patterns import grouped
+from ibpjax.composites.univariate import Univariate
+from ibpjax.core.composite import Composite
+from ibpjax.core.program import rebind, trace
+from ibpjax.core.sets import is_set
+from ibpjax.engine.intervals import Forward
+from ibpjax.primitives import affine, nonlinear
+from ibpjax.rules.elementwise import TABLE, enclose, unary
+from ibpjax.rules.elementwise import image as elementwise_image
 
 pytestmark = pytest.mark.usefixtures('x64')
 

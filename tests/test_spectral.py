@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from interpreted import interpreted
 
-from ibpjax import spectral, spectral_convolutions
-from ibpjax.spectral import NormBound, power_iteration, random_start
-from ibpjax.spectral_convolutions import Convolution
+from ibpjax.operators import spectral, spectral_convolutions
+from ibpjax.operators.spectral import NormBound, power_iteration, random_start
+from ibpjax.operators.spectral_convolutions import Convolution
 
 pytestmark = pytest.mark.usefixtures('x64')
 ZERO = ((0, 0), (0, 0))

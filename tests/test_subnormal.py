@@ -12,10 +12,10 @@ from weighing import attacked, escapes
 
 import ibpjax
 from ibpjax import Interval, crown, ibp, lbp, linf_ball
-from ibpjax.composites import Composite
-from ibpjax.rounding import normal_ends
-from ibpjax.subnormal import is_subnormal, may_be_subnormal
-from ibpjax.univariate import Univariate
+from ibpjax.composites.univariate import Univariate
+from ibpjax.core.composite import Composite
+from ibpjax.core.subnormal import is_subnormal, may_be_subnormal
+from ibpjax.rules.rounding import normal_ends
 
 pytestmark = pytest.mark.optimized
 LITTLE = np.float32(1e-40)

@@ -11,8 +11,8 @@ from interpreted import interpreted
 from jax import lax
 
 from ibpjax import crown, linf_ball, lp_ball
-from ibpjax.program import trace
-from ibpjax.windows import moving_axes
+from ibpjax.core.program import trace
+from ibpjax.engine.patches import moving_axes
 
 pytestmark = pytest.mark.usefixtures('x64')
 

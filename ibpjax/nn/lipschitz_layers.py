@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from ibpjax.declared import lipschitz_at_most
-from ibpjax.patches import patches
+from ibpjax.operators.declared import lipschitz_at_most
+from ibpjax.xla.window_products import patches
 
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 

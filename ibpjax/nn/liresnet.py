@@ -12,7 +12,7 @@ from ibpjax.nn.lipschitz_layers import AOL, SLL, ConvResidual, LinearResidual, N
 from ibpjax.nn.models import dense
 from ibpjax.nn.normalise import Normalise
 from ibpjax.nn.sequential import Sequential, flatten
-from ibpjax.patches import as_convolution
+from ibpjax.xla.window_products import as_convolution
 
 # How each kind is made, of so many channels, in a network of so many; with what stands behind it.
 BLOCKS: dict[str, Callable[[int, int, nnx.Rngs], list[Any]]] = {

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from ibpjax.compiling import RightJit
-from ibpjax.elementwise import Elementwise, elementwise
+from ibpjax.primitives.registration import elementwise
+from ibpjax.rules.elementwise import Elementwise
+from ibpjax.xla.compiling import RightJit
 
 LEAST_HEIGHT = 1e-4   # Lyu et al. 2021, section 3.1
 

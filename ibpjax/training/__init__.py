@@ -2,6 +2,7 @@
 
 Checkpoints are in `ibpjax.training.checkpoints`, which imports orbax.
 """
+from ibpjax.core.unsound import UnsoundObjective
 from ibpjax.training.attacks import attacked, pgd
 from ibpjax.training.averaging import measured_batch_stats, running_mean
 from ibpjax.training.compiling import compiler_options
@@ -36,7 +37,6 @@ from ibpjax.training.objectives import (
 from ibpjax.training.regularizers import warm_up_regularizer
 from ibpjax.training.schedules import linear, smoothed, tied
 from ibpjax.training.step import TrainState, carried_at_start, refuse_stock_batch_norm, split, train_step
-from ibpjax.unsound import UnsoundObjective
 
 __all__ = [
     'TrainState', 'UnsoundObjective', 'adversarial_objective', 'annealed_loss', 'attacked', 'carried_at_start',

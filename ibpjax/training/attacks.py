@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ibpjax.compiling import RightJit
-from ibpjax.interval import Interval, check_eps, linf_ball
-from ibpjax.margins import check_labels, margins
+from ibpjax.core.sets import Interval, check_eps, linf_ball
+from ibpjax.core.specification import check_labels, margins
+from ibpjax.xla.compiling import RightJit
 
 # (f, params, images, labels, eps, key) -> points, constants for gradients; f and params as of an objective
 Attack = Callable[..., Any]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ibpjax.compiling import RightJit
 from ibpjax.training.step import split
+from ibpjax.xla.compiling import RightJit
 
 
 def running_mean(mean: Any, params: Any, count: Any) -> Any:

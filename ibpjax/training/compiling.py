@@ -3,7 +3,7 @@ import functools
 
 import jax
 
-from ibpjax.compiling import right_options
+from ibpjax.xla.compiling import right_options
 
 
 @functools.cache

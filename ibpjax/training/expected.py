@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.etb import etb, etb_companion
-from ibpjax.interval import linf_ball
+from ibpjax.core.sets import linf_ball
+from ibpjax.core.unsound import UnsoundObjective
+from ibpjax.methods.etb import etb, etb_companion
 from ibpjax.training.losses import natural_loss, robust_loss
 from ibpjax.training.objectives import margins_of, unverified
-from ibpjax.unsound import UnsoundObjective
 
 
 @functools.partial(UnsoundObjective, reason='expected tight bounds hold a range in expectation over random weights')

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.ibp import ibp
-from ibpjax.interval import Interval, linf_ball
+from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.unsound import UnsoundObjective
+from ibpjax.methods.ibp import ibp
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, margins_of, radius_for, unverified
 from ibpjax.training.regularizers import Regularizer, instability
-from ibpjax.unsound import UnsoundObjective
 
 
 def small_box(box: Interval, points: Any, share: Any) -> Interval:

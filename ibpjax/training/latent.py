@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ibpjax.ibp import ibp
-from ibpjax.interval import Interval, linf_ball
-from ibpjax.margins import margins
+from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.specification import margins
+from ibpjax.core.unsound import UnsoundObjective
+from ibpjax.methods.ibp import ibp
 from ibpjax.nn.sequential import Sequential, is_activation
 from ibpjax.training.expressive import small_box
 from ibpjax.training.losses import robust_loss
 from ibpjax.training.objectives import lower_margins, radius_for, unverified
 from ibpjax.training.regularizers import Regularizer
-from ibpjax.unsound import UnsoundObjective
 
 _REACH = .5  # share of a box, from either end, in which points pull at that end
 

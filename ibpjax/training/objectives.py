@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ibpjax import lines as choices
-from ibpjax.crown import crown
-from ibpjax.ibp import ibp
-from ibpjax.interval import Intermediates, Interval, linf_ball
-from ibpjax.lines import Lines, chord
-from ibpjax.margins import margins
-from ibpjax.pinned import pin
+from ibpjax.core.row import chord
+from ibpjax.core.sets import Intermediates, Interval, linf_ball
+from ibpjax.core.specification import margins
+from ibpjax.methods.crown import crown
+from ibpjax.methods.ibp import ibp
+from ibpjax.rules.slopes import Lines, adaptive
 from ibpjax.training.attacks import usual_step
 from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 from ibpjax.training.regularizers import LEAST_RADIUS, Regularizer
+from ibpjax.xla.materialize import pin
 
 Objective = Callable[..., tuple[Any, dict[str, Any]]]
 _ROOM = 1 << 19  # elements of all rows of an example, wherever these are widest
@@ -88,7 +88,7 @@ def lower_margins(f: Callable, params: Any, logits: Any, box: Interval, labels: 
 
 
 def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
-                    beta: Callable[[Any], Any], intermediate: str = 'ibp', lines: Lines = choices.adaptive,
+                    beta: Callable[[Any], Any], intermediate: str = 'ibp', lines: Lines = adaptive,
                     clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
   """The robust loss by beta * (bounds of CROWN) + (1 - beta) * (elided interval bounds) of the margins.
 
@@ -117,7 +117,7 @@ def crown_objective(f: Callable, params: Any, logits: Any, images: Any, labels: 
 
 
 def fused_objective(f: Callable, params: Any, logits: Any, images: Any, labels: Any, eps: Any, key: Any, *,
-                    beta: Callable[[Any], Any], lines: Lines = choices.adaptive,
+                    beta: Callable[[Any], Any], lines: Lines = adaptive,
                     clip: tuple[Any, Any] = (0., 1.)) -> tuple[Any, dict[str, Any]]:
   """The robust loss by CROWN-IBP of one scalar, the sum over the other classes of exp(-margin): loss fusion.
 

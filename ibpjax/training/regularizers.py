@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ibpjax.interval import Interval
+from ibpjax.core.sets import Interval
 
 # (bounds of what goes into each activation, the box of the inputs, eps) -> (penalty, metrics)
 Regularizer = Callable[[Sequence[Interval], Interval, Any], tuple[Any, dict[str, Any]]]

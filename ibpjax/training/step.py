@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 from jax import lax
 
-from ibpjax.interval import pytree
-from ibpjax.margins import check_classes
+from ibpjax.core.sets import pytree
+from ibpjax.core.specification import check_classes
 from ibpjax.nn.param_ramp import jittered, project, set_slope
 from ibpjax.nn.sequential import Sequential
 from ibpjax.training.attacks import Attack

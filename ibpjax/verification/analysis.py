@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.ibp import ibp
-from ibpjax.interval import Interval, linf_ball
+from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.methods.ibp import ibp
 
 
 def layer_growth(f: Callable, params: Any, xs: Any, eps: Any,

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from ibpjax.alpha import alpha_crown
-from ibpjax.chunks import dealt_over
-from ibpjax.compiling import RightJit
-from ibpjax.crown import crown
-from ibpjax.directed import UP, converted, rounded
-from ibpjax.etb import etb
-from ibpjax.ibp import ibp
-from ibpjax.interval import check_eps, concrete, linf_ball, lp_ball, pytree
-from ibpjax.lbp import lbp
-from ibpjax.margins import check_classes, check_labels, margins
-from ibpjax.program import digest
-from ibpjax.unsound import why_unsound
+from ibpjax.core.directed import UP, converted, rounded
+from ibpjax.core.program import digest
+from ibpjax.core.sets import check_eps, concrete, linf_ball, lp_ball, pytree
+from ibpjax.core.specification import check_classes, check_labels, margins
+from ibpjax.core.unsound import why_unsound
+from ibpjax.methods.alpha_crown import alpha_crown
+from ibpjax.methods.crown import crown
+from ibpjax.methods.etb import etb
+from ibpjax.methods.ibp import ibp
+from ibpjax.methods.lbp import lbp
 from ibpjax.verification.mode import evaluated
+from ibpjax.xla.batching import dealt_over
+from ibpjax.xla.compiling import RightJit
 
 # method -> the transformation of a specification that bounds it, allowing for rounding; given `intersect`.
 METHODS: dict[str, Callable[..., Callable]] = {

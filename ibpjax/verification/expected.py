@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.etb import etb, etb_companion
-from ibpjax.interval import Interval, linf_ball
-from ibpjax.margins import margins
+from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.specification import margins
+from ibpjax.methods.etb import etb, etb_companion
 
 _ROUNDINGS = 1e3  # of a margin in which two values may differ and be the same
 

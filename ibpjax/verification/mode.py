@@ -18,7 +18,7 @@ from typing import Any
 import flax.errors
 from flax import nnx
 
-from ibpjax.program import code_of, performed, user_line
+from ibpjax.core.program import code_of, performed, user_line
 
 _REMEDIES = ('put the model in evaluation mode first: model.eval() (NNX), deterministic=True and '
              'use_running_average=True (Linen), eqx.nn.inference_mode(model) (Equinox)')

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ibpjax.ibp import ibp
-from ibpjax.interval import Interval, linf_ball
-from ibpjax.margins import batched
+from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.specification import batched
+from ibpjax.methods.ibp import ibp
 from ibpjax.nn.param_ramp import LEAST_HEIGHT, LeakyReLU, ParamRamp
 
 # Of ParamRamp; ReLU, which has no upper bend, knows the first three.

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibpjax.compiling import RightJit
-from ibpjax.ibp import ibp
-from ibpjax.interval import Interval
-from ibpjax.lipschitz import LipschitzBound
-from ibpjax.lipschitz_estimates import LipschitzEstimate
-from ibpjax.margins import check_classes
-from ibpjax.program import digest
+from ibpjax.core.program import digest
+from ibpjax.core.sets import Interval
+from ibpjax.core.specification import check_classes
+from ibpjax.methods.ibp import ibp
+from ibpjax.methods.lipschitz import LipschitzBound
+from ibpjax.methods.lipschitz_estimates import LipschitzEstimate
 from ibpjax.verification.mode import evaluated
+from ibpjax.xla.compiling import RightJit
 
 
 def certified_lipschitz_radii(f: Callable, params: Any, xs: Any, labels: Any,

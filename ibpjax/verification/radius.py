@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ibpjax.directed import UP, converted
+from ibpjax.core.directed import UP, converted
 from ibpjax.verification.certify import certify
 
 

@@ -1,0 +1,218 @@
+"""The interval pass: one run of a program on boxes, which every method starts from."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as P
+
+from ibpjax.composites.softmax import OF_EXPONENTS
+from ibpjax.composites.univariate import Univariate
+from ibpjax.core.program import Equation, Program, Value, rebind, source_line
+from ibpjax.core.sets import (
+  Intermediates,
+  Interval,
+  LpBall,
+  as_interval,
+  common,
+  is_set,
+  is_unbounded,
+  unbounded,
+)
+from ibpjax.engine.exactness import Exact
+from ibpjax.engine.functional import Walk
+from ibpjax.primitives import affine, control, nonlinear
+from ibpjax.rules import accuracy, relaxations, rounding
+from ibpjax.rules.elementwise import image as elementwise_image
+from ibpjax.rules.planes import Planes
+from ibpjax.rules.rounding_backward import Errors, certain
+from ibpjax.rules.slopes import Lines
+from ibpjax.xla.materialize import pin_cotangents
+
+# What passes on an end that is unknown as unknown (see `affine.around`); so do all affine operations.
+_KEEP_UNKNOWN = frozenset({P.max_p, P.min_p, P.abs_p})
+# What puts known elements beside perturbed ones, as masks of -inf do; what moves elements or selects from them.
+_PLACING = frozenset({P.select_n_p, P.concatenate_p, P.pad_p, P.dynamic_update_slice_p, P.scatter_p})
+_MOVING = frozenset({
+    P.reshape_p, P.broadcast_in_dim_p, P.transpose_p, P.squeeze_p, P.slice_p, P.rev_p, P.copy_p, P.gather_p,
+    P.dynamic_slice_p, P.max_p, P.min_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
+    P.cummax_p, P.cummin_p, P.sort_p, lax.split_p, lax.stack_p, lax.tile_p, lax.unstack_p,
+})
+
+
+class Forward:
+  """One run of a program on boxes; keeps the bounds of all values.
+
+  Attributes:
+    env: value id -> Interval for perturbed values, array for known ones.
+    wanted: value id -> the nonlinear equation that first acts on the value.
+    returned: whether `intermediates` are the caller's: what their derivatives are multiplied by is then computed once.
+    exact: the values whose boxes are their exact ranges; none if inputs are related, by what is known outside.
+    masked: the values in which an end that is infinite on the other side is no overflow but a known element.
+  """
+
+  def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
+               round_outward: bool = False, tighten: Callable[[Forward, Value], Interval] | None = None,
+               related: bool = False, intersect: bool = False, returned: bool = False):
+    self.program = program
+    self.round_outward = round_outward
+    self.intersect = intersect
+    self.returned = returned
+    self.tighten = tighten
+    balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
+    boxes = [x.hull if isinstance(x, LpBall) else x for x in inputs]
+    self.env = program.environment(rounding.normal(boxes) if round_outward else boxes)
+    self.walk = Walk(program, self.env, balls, errors=Errors(program, self.env, {}) if round_outward else None)
+    self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
+    self.exact = Exact(program, {v.id for v in program.inputs} if related else balls)
+    self.relaxed: dict[int, Planes | None] = {}  # by equation, what linear methods have computed once for all rows
+    self.scanned: dict[int, Any] = {}
+    self.wanted: dict[int, Equation] = {}
+    self.masked: set[int] = set()
+    for eqn in program.equations:
+      self._advance(eqn, {} if given is None else given.bounds)
+    if given is not None and (unknown := set(given.bounds) - set(self.wanted)):
+      raise ValueError(f'intermediate bounds name the values {sorted(unknown)}, which are not among the operands of '
+                       'nonlinear operations here: they belong to another function')
+
+  def _advance(self, eqn: Equation, given: dict[int, Interval]) -> None:
+    env = self.env
+    perturbed = [v.id in self.program.perturbed for v in eqn.inputs]
+    if not any(perturbed):
+      env |= zip((v.id for v in eqn.outputs), rebind(eqn, *[env[v.id] for v in eqn.inputs]), strict=True)
+      return
+    if affine.is_affine(eqn, perturbed):
+      if any(v.id in self.near_balls for v in eqn.inputs):
+        self.near_balls |= {v.id for v in eqn.outputs}
+    else:
+      for v in (v for v, p in zip(eqn.inputs, perturbed) if p and v.id not in self.wanted
+                and jnp.issubdtype(v.dtype, jnp.floating)):
+        self.wanted[v.id] = eqn
+        if v.id in given:
+          box = _accepted(given[v.id], v)
+          env[v.id] = self._met(v, rounding.normal([box])[0] if self.round_outward else box)
+        elif self.tighten is not None and v.id not in self.exact:
+          env[v.id] = self._met(v, self.tightened(v, self.tighten(self, v)))
+        elif v.id in self.near_balls and v.id not in self.walk.balls:
+          env[v.id] = self._by_rows(v)
+        if self.returned:
+          env[v.id] = pin_cotangents(env[v.id])
+    operands = [env[v.id] for v in eqn.inputs]
+    masks = (eqn.key in _PLACING and not all(perturbed)) or (
+        _keeps_masks(eqn) and any(v.id in self.masked for v in eqn.inputs))
+    careful = masks or eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
+    if careful:
+      operands = [honest(x, masks and v.id in self.masked) if is_set(x) else x for v, x in zip(eqn.inputs, operands)]
+    out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
+    if masks:
+      self.masked |= {v.id for v in eqn.outputs}
+    for v, x in zip(eqn.outputs, out, strict=True):
+      x = jax.tree.map(lambda a, v=v: a.astype(v.dtype), x)
+      env[v.id] = honest(x, masks) if careful and is_set(x) else x
+
+  def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
+    """The bounds of one equation, some of whose operands are Intervals."""
+    if eqn.bodies:
+      return control.image(eqn, operands, self.run)
+    if isinstance(eqn.key, Univariate):
+      return [eqn.key.image(operands, self.run, accuracy.unit(eqn) if self.round_outward else 0.)]
+    if affine.is_affine(eqn, [is_set(x) for x in operands]):
+      return affine.image(eqn, operands)
+    out = nonlinear.image(eqn, operands)
+    return [elementwise_image(eqn, operands)] if out is None else out
+
+  def run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
+    """The bounds of the outputs of a program inside of this one."""
+    env = Forward(program, inputs, round_outward=self.round_outward).env
+    return [env[v.id] for v in program.outputs]
+
+  def operands(self, eqn: Equation) -> list[Any]:
+    """What an equation acts on: boxes without NaN, and arrays."""
+    masks = _keeps_masks(eqn)
+    return [honest(x, masks and v.id in self.masked) if is_set(x) else x
+            for v, x in ((v, self.env[v.id]) for v in eqn.inputs)]
+
+  def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
+    """The planes of an equation, computed once; all callers of one run choose the same lines."""
+    if id(eqn) not in self.relaxed:
+      self.relaxed[id(eqn)] = self.relaxation(eqn, lines)
+    return self.relaxed[id(eqn)]
+
+  def relaxation(self, eqn: Equation, lines: Lines, operands: Sequence[Any] | None = None) -> Planes | None:
+    """The planes of an equation over the boxes of its operands, or over others; None where these are its own box."""
+    if not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating) or (self.round_outward and not certain(eqn)):
+      return None
+    operands = self.operands(eqn) if operands is None else operands
+    return relaxations.planes(eqn, operands, lines, self.run, accuracy.unit(eqn) if self.round_outward else 0.)
+
+  def _by_rows(self, v: Value) -> Interval:
+    """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
+    return self.tightened(v, self.walk.bound_elements(v))
+
+  def tightened(self, v: Value, x: Interval) -> Interval:
+    """Bounds found for a value, with the known infinite elements that it may have, and those that may be NaN."""
+    if self.round_outward:
+      x = unbounded(x, self.unknown(v))
+    if v.id not in self.masked:
+      return x
+    x, box = honest(x), self.env[v.id]
+    known = jnp.isinf(box.lower) & (box.lower == box.upper)
+    return Interval(jnp.where(known, box.lower, x.lower), jnp.where(known, box.upper, x.upper))
+
+  def unknown(self, v: Value) -> Any:
+    """Where interval arithmetic knows nothing of a value: it may be NaN."""
+    return is_unbounded(honest(self.env[v.id], v.id in self.masked))
+
+  def _met(self, v: Value, x: Interval) -> Interval:
+    """Bounds found for a value, intersected with those of interval arithmetic if the run does that."""
+    return common(x, self.env[v.id]) if self.intersect else x
+
+  def output(self, v: Value, elide: bool) -> Interval:
+    """The bounds of an output; what overflowed or turned into NaN is unbounded."""
+    x = self.env[v.id]
+    if v.id in self.program.perturbed and v.dtype != jnp.bool_ and (elide or v.id in self.near_balls):
+      x = self._by_rows(v)
+    return honest(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
+
+  def output_by(self, v: Value, bound: Callable[[Value], Interval]) -> Interval:
+    """The bounds of an output that another method finds, where it may know more than interval arithmetic."""
+    if v.id not in self.program.perturbed or v.dtype == jnp.bool_ or v.id in self.exact:
+      return self.output(v, elide=False)
+    x = self.tightened(v, bound(v))
+    return honest(common(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
+
+  def intermediates(self) -> Intermediates:
+    """The bounds of the operands of all nonlinear equations; masks among them stay infinite on one side."""
+    return Intermediates({i: honest(self.env[i], i in self.masked) for i in self.wanted}, self.sources())
+
+  def sources(self) -> tuple[tuple[int, str, str], ...]:
+    """(value id, operation, line) of the operands of all nonlinear equations."""
+    return tuple((i, e.name, source_line(e)) for i, e in self.wanted.items())
+
+
+def _keeps_masks(eqn: Equation) -> bool:
+  """Whether an equation takes known infinite elements for what they are."""
+  return eqn.key in _PLACING | _MOVING or isinstance(eqn.key, OF_EXPONENTS)
+
+
+def honest(x: Interval, masked: bool = False) -> Interval:
+  """Ends that are NaN or overflowed past their own side say nothing: they become infinite. Known ones are `masked`."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  if masked:
+    return Interval(jnp.where(jnp.isnan(x.lower), -jnp.inf, x.lower), jnp.where(jnp.isnan(x.upper), jnp.inf, x.upper))
+  return Interval(jnp.where(x.lower < jnp.inf, x.lower, -jnp.inf), jnp.where(x.upper > -jnp.inf, x.upper, jnp.inf))
+
+
+def _accepted(x: Interval, v: Value) -> Interval:
+  """Bounds handed in for a value, checked for type and shape."""
+  if not isinstance(x, Interval):
+    raise TypeError(f'intermediate bounds of value {v.id} are of type {type(x).__name__}; bounds are Intervals. (An '
+                    'ExpectedInterval is no bound: it holds a range in expectation over random weights only)')
+  if x.shape != v.shape:
+    raise ValueError(f'intermediate bounds of value {v.id} have shape {x.shape}, the value has {v.shape}: '
+                     'they belong to another function or to other shapes')
+  return Interval(x.lower.astype(v.dtype), x.upper.astype(v.dtype))

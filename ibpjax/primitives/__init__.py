@@ -1,0 +1,1 @@
+"""The table: what each primitive is, and how it acts on boxes."""

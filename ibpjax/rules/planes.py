@@ -1,0 +1,101 @@
+"""Planes: two affine functions of its operands between which the result of an equation lies."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ibpjax.core.program import rebind, trace
+from ibpjax.core.sets import Interval, is_set
+from ibpjax.primitives import affine
+from ibpjax.primitives.reductions import times
+from ibpjax.xla.select import choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Planes:
+  """One affine function below the result of an equation and one above.
+
+  Attributes:
+    low, high: intercepts, arrays of the shape of the result; infinite where nothing is known.
+  """
+  low: Any
+  high: Any
+
+  def pull(self, row: Any, up: Any) -> list[Any]:
+    """The rows on the operands of `<row, result>`, with `below` for the elements that go `up`, `above` for others.
+
+    The intercepts are left out.
+    """
+    raise NotImplementedError
+
+  def push(self, xs: Sequence[Interval]) -> Interval:
+    """The least of `below` and the greatest of `above`, each without its intercept, over boxes of the operands."""
+    raise NotImplementedError
+
+  def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
+    """A lower bound of `<rows[0], result>`: rows on the perturbed operands, and an offset."""
+    row, = rows
+    up = row > 0
+    return self.pull(row, up), affine.dot(row, choose(up, self.low, self.high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes(Planes):
+  """sum_i below[i] x_i + low <= out <= sum_i above[i] x_i + high, element by element.
+
+  Attributes:
+    below, above: a slope for each perturbed operand, arrays of the shape of the result.
+  """
+  below: tuple[Any, ...]
+  above: tuple[Any, ...]
+
+  def at(self, cut: Callable[[Any], Any]) -> Slopes:
+    """The planes of some elements, which `cut` takes out of an array of the shape of the result."""
+    return Slopes(*jax.tree.map(cut, (self.low, self.high, self.below, self.above)))
+
+  def pull(self, row: Any, up: Any) -> list[Any]:
+    return [row * choose(up, b, a) for b, a in zip(self.below, self.above)]
+
+  def push(self, xs: Sequence[Interval]) -> Interval:
+    def least(slopes, lower, upper):
+      return sum(times(jnp.maximum(s, 0), getattr(x, lower)) + times(jnp.minimum(s, 0), getattr(x, upper))
+                 for s, x in zip(slopes, xs))
+    return Interval(least(self.below, 'lower', 'upper'), least(self.above, 'upper', 'lower'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps(Planes):
+  """below(*x) + low <= out <= above(*x) + high, where `below` and `above` are linear maps.
+
+  Attributes:
+    below, above: linear functions of the perturbed operands.
+    operands: arrays of the shapes of these.
+  """
+  below: Callable[..., Any]
+  above: Callable[..., Any]
+  operands: tuple[Any, ...]
+
+  def pull(self, row: Any, up: Any) -> list[Any]:
+    if self.below is self.above:
+      return list(jax.linear_transpose(self.below, *self.operands)(row))
+    parts = [jax.linear_transpose(f, *self.operands)(jnp.where(part, row, 0))
+             for f, part in ((self.below, up), (self.above, ~up))]
+    return [a + b for a, b in zip(*parts)]
+
+  def push(self, xs: Sequence[Interval]) -> Interval:
+    return Interval(_linear_image(self.below, xs).lower, _linear_image(self.above, xs).upper)
+
+
+def _linear_image(f: Callable[..., Any], xs: Sequence[Interval]) -> Interval:
+  """A linear map on intervals, equation by equation."""
+  program, inputs, _ = trace(f, tuple(xs), {})
+  env = program.environment(inputs)
+  for eqn in program.equations:
+    operands = [env[v.id] for v in eqn.inputs]
+    out = affine.image(eqn, operands) if any(map(is_set, operands)) else rebind(eqn, *operands)
+    env |= zip((v.id for v in eqn.outputs), out, strict=True)
+  return env[program.outputs[0].id]
