@@ -12,7 +12,7 @@ from interpreted import interpreted
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual, shallow
 
 from ibpjax import Interval, adaptive, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
-from ibpjax.engine.intervals import Forward
+from ibpjax.engine.intervals import IntervalPass
 from ibpjax.engine.prepare import opened
 from ibpjax.methods.alpha_crown import Slopes, _descend, _tightest, total_width
 
@@ -54,7 +54,7 @@ def test_sound_at_any_slopes(activation, most, monkeypatch):
   box = box_around(x, .3)
   points = interpreted(jax.vmap(f, (None, 0)))(params, samples(box, 3000))
   program, inputs, _ = opened(f, (params, box), {})
-  slopes = Slopes(program, adaptive, None, Forward, None)
+  slopes = Slopes(program, adaptive, None, IntervalPass, None)
   (start, _), shares = interpreted(slopes.start)(inputs)
   run = interpreted(lambda shares: slopes.run(inputs, shares)[0])
   for low, high in ((0, 1), (0, 1), (-3, 4)):
@@ -80,7 +80,7 @@ def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkey
   program, inputs, _ = opened(f, (box,), {})
 
   def shares():
-    _, found = jax.eval_shape(Slopes(program, adaptive, None, Forward, None).start, inputs)
+    _, found = jax.eval_shape(Slopes(program, adaptive, None, IntervalPass, None).start, inputs)
     return sum(t.size for t in jax.tree.leaves(found))
   found, count = interpreted(alpha_crown(f, steps=4))(box), shares()
   assert float(found.width.sum()) < float(interpreted(crown(f))(box).width.sum())
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_the_last_slopes():
   params, x = random_network(shallow, 3)
   box = box_around(x, .3)
   program, inputs, _ = opened(relu_network, (params, box), {})
-  slopes = Slopes(program, adaptive, None, Forward, None)
+  slopes = Slopes(program, adaptive, None, IntervalPass, None)
   leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda v: isinstance(v, Interval))
 
   def of_slopes(w):

@@ -110,15 +110,15 @@ def test_guards_see_a_network_that_games_the_bound():
   """relu(z) + relu(-z) = |z| has ETB radius 0: attacks lower margins by more than is expected."""
   w, xs, labels, eps = jnp.array([[1., 0.], [0., 0.], [-1., 0.]]) * .2, jnp.full((4, 2), .5), jnp.zeros(4, int), .1
   run = interpreted(functools.partial(expectations, linear))
-  for bump, honest in ((0., True), (8., False)):
+  for bump, nan_to_unbounded in ((0., True), (8., False)):
     points = jnp.full((4, 2), .5).at[:, 0].add(-eps)
     found = run((w, jnp.asarray(bump)), xs, labels, eps, points)
     says = drops(found)
-    assert (says['ratio'] >= 1 - 1e-9) == honest
-    assert (says['missed'] == 0) == honest
-    assert (says['false'] == 0) == honest
+    assert (says['ratio'] >= 1 - 1e-9) == nan_to_unbounded
+    assert (says['missed'] == 0) == nan_to_unbounded
+    assert (says['false'] == 0) == nan_to_unbounded
     assert says['says'] == 1
-    assert says['refuted'] == (0 if honest else 1)  # the corner of the map is where the bump is highest
+    assert says['refuted'] == (0 if nan_to_unbounded else 1)  # the corner of the map is where the bump is highest
     assert np.all(found['chord'] <= found['attacked'] + 1e-9)
     assert np.all(found['mask'] <= found['attacked'] + 1e-9)
 

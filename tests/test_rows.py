@@ -42,7 +42,7 @@ from ibpjax.composites.univariate import Univariate
 from ibpjax.core.composite import Composite
 from ibpjax.core.program import rebind, trace
 from ibpjax.core.sets import is_set
-from ibpjax.engine.intervals import Forward
+from ibpjax.engine.intervals import IntervalPass
 from ibpjax.primitives import affine, nonlinear
 from ibpjax.rules.elementwise import TABLE, enclose, unary
 from ibpjax.rules.elementwise import image as elementwise_image
@@ -75,7 +75,7 @@ def test_sampled_values_lie_inside(name):
 def unbounded(f, box):
   """Bounds on a box that public functions refuse as an input; inside of programs such values come up."""
   program = grouped(trace(f, (box,), {})[0])
-  forward = Forward(program, [box])
+  forward = IntervalPass(program, [box])
   return [forward.output(v, elide=False) for v in program.outputs]
 
 
@@ -102,7 +102,7 @@ def test_groups_are_never_looser_than_their_equations(name):
   def found(box):
     apart = traced(case.f, box.centre)
     return [[f.output(v, False) for v in f.program.outputs]
-            for f in (Forward(p, [box]) for p in (apart, grouped(apart)))]
+            for f in (IntervalPass(p, [box]) for p in (apart, grouped(apart)))]
   for seed, radius in enumerate((1e-3, .3, 2.)):
     x, spread = centre_of(case, seed), np.random.default_rng(seed).uniform(size=case.shape) ** 3
     assert contains(*found(Interval(x - radius * spread, x + radius * spread)), 1e-9)

@@ -110,7 +110,7 @@ def as_interval(x: Any) -> Interval:
   return x if isinstance(x, Interval) else Interval(x, x)
 
 
-def common(x: Interval, y: Interval) -> Interval:
+def intersection(x: Interval, y: Interval) -> Interval:
   """The intersection of two bounds of one value; where one is NaN, the other."""
   if x.dtype == jnp.bool_:
     return Interval(x.lower | y.lower, x.upper & y.upper)

@@ -11,32 +11,32 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation
-from ibpjax.engine.functional import Dense, Functional, Passage, Row, Walk, add
-from ibpjax.engine.intervals import Forward
+from ibpjax.engine.functional import BackwardPass, Dense, LinearFunctional, Passage, Row, add
+from ibpjax.engine.intervals import IntervalPass
 from ibpjax.primitives import control
 from ibpjax.primitives.affine import dot
 from ibpjax.rules.slopes import Lines, constant
 
 
-def walk(forward: Forward, lines: Lines) -> Walk:
-  """The walk through a program whose boxes `forward` has found so far."""
+def backward_pass(intervals: IntervalPass, lines: Lines) -> BackwardPass:
+  """The walk through a program whose boxes `intervals` has found so far."""
   if lines is constant:  # planes of slope 0 are the boxes themselves
-    return forward.walk
+    return intervals.backward
 
   def planes(eqn: Equation) -> Passage | None:
     if eqn.key is not P.scan_p:
-      return forward.planes(eqn, lines)
-    if forward.round_outward:
+      return intervals.planes(eqn, lines)
+    if intervals.round_outward:
       return None
-    if id(eqn) not in forward.scanned:
-      forward.scanned[id(eqn)] = ScanRows(eqn, forward, lines, _carries(eqn, forward))
-    return forward.scanned[id(eqn)]
-  return dataclasses.replace(forward.walk, planes=planes)
+    if id(eqn) not in intervals.scanned:
+      intervals.scanned[id(eqn)] = ScanRows(eqn, intervals, lines, _carries(eqn, intervals))
+    return intervals.scanned[id(eqn)]
+  return dataclasses.replace(intervals.backward, planes=planes)
 
 
-def _carries(eqn: Equation, forward: Forward) -> list[Any]:
+def _carries(eqn: Equation, intervals: IntervalPass) -> list[Any]:
   """The boxes of the carry before each step."""
-  return control.carries(eqn, forward.operands(eqn), forward.run)
+  return control.carries(eqn, intervals.operands(eqn), intervals.run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,12 @@ class ScanRows:
 
   Attributes:
     eqn: the scan.
-    forward: the run on boxes that it is part of.
+    intervals: the run on boxes that it is part of.
     lines: the choice of slopes.
     carries: boxes of the carry before each step.
   """
   eqn: Equation
-  forward: Forward
+  intervals: IntervalPass
   lines: Lines
   carries: list[Any]
 
@@ -60,7 +60,7 @@ class ScanRows:
     """A lower bound of sum_i <rows[i], outputs[i]>: rows on the perturbed operands, and an offset."""
     body, = self.eqn.bodies
     first, last = self.eqn.loop.first, self.eqn.loop.last
-    operands = control.lift(self.forward.operands(self.eqn), body.inputs, body)
+    operands = control.lift(self.intervals.operands(self.eqn), body.inputs, body)
     dtype = next(row.dtype for row in rows if jnp.issubdtype(row.dtype, jnp.floating))
     moving = [v.id in body.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in body.inputs]
 
@@ -71,8 +71,8 @@ class ScanRows:
     def step(state, xs):
       on_carry, on_consts, offset = state
       carry, slices, on_ys = xs
-      inner = Forward(body, [*operands[:first], *carry, *slices])
-      back = walk(inner, self.lines)
+      inner = IntervalPass(body, [*operands[:first], *carry, *slices])
+      back = backward_pass(inner, self.lines)
       start: dict[int, Row] = {}
       for v, row in zip(body.outputs, [*on_carry, *on_ys], strict=True):
         if row is None:
@@ -81,11 +81,11 @@ class ScanRows:
           offset += dot(row, jnp.asarray(inner.env[v.id], row.dtype)).astype(dtype)
         else:
           start[v.id] = add(start[v.id], Dense(row)) if v.id in start else Dense(row)
-      found = back.back(Functional(start, jnp.zeros((), dtype)))
+      found = back.back(LinearFunctional(start, jnp.zeros((), dtype)))
       ends, more = dict(found.rows), found.offset
       own = [ends.pop(v.id).coefficients if m and v.id in ends else z
              for (v, m), z in zip(inputs, zeros(inputs), strict=True)]
-      offset += back.concretise(Functional(ends, jnp.asarray(more, dtype))).lower
+      offset += back.concretise(LinearFunctional(ends, jnp.asarray(more, dtype))).lower
       on_consts = jax.tree.map(jnp.add, on_consts, own[:first])
       return (own[first:last], on_consts, offset), own[last:]
 
@@ -99,8 +99,8 @@ class ScanRows:
         reverse=not self.eqn.loop.reverse)
     pulled = []
     for v, row in zip(self.eqn.inputs, [*on_consts, *on_carry, *on_xs], strict=True):
-      if v.id in self.forward.program.perturbed:
+      if v.id in self.intervals.program.perturbed:
         pulled.append(jnp.zeros(v.shape, v.dtype) if row is None else row)
       elif row is not None:  # a carry that starts known
-        offset += dot(row, jnp.asarray(self.forward.env[v.id], row.dtype)).astype(dtype)
+        offset += dot(row, jnp.asarray(self.intervals.env[v.id], row.dtype)).astype(dtype)
     return pulled, offset

@@ -18,9 +18,9 @@ from jax.extend.core import primitives as P
 from ibpjax.core.program import Equation
 from ibpjax.core.sets import Interval, pytree
 from ibpjax.engine import patches
-from ibpjax.engine.patches import Slide, Span, Window
+from ibpjax.engine.patches import Patch, Slide, Span
 from ibpjax.primitives import affine
-from ibpjax.xla.materialize import pin
+from ibpjax.xla.materialize import materialize
 
 _MOST_TAPS = 64  # terms of an unrolled sum over a kernel
 
@@ -43,7 +43,7 @@ class Form:
 
 
 @pytree
-class Local:
+class PatchForm:
   """A form whose every element rests on one window of the only perturbed input.
 
   Attributes:
@@ -70,7 +70,7 @@ class Local:
     """The axes of the places along which windows move."""
     return sorted({s.axis for s in self.spans if s is not None})
 
-  def covering(self, axis: int) -> Local:
+  def covering(self, axis: int) -> PatchForm:
     """The same form, with windows that cover an axis of the input."""
     span, n, rank = self.spans[axis], self.shape[axis], len(self.shape)
     if span is None:
@@ -95,7 +95,7 @@ class Local:
       whole = whole.covering(axis)
     return Form(jax.tree.map(lambda a: a.reshape(-1, *self.bias.shape), whole.coefficients), self.bias)
 
-  def over_elements(self, f: Callable[[Window, Any], Any], end: str) -> Any:
+  def over_elements(self, f: Callable[[Patch, Any], Any], end: str) -> Any:
     """`f(window, bias)`, a scalar, for each element of the value: an array of its shape.
 
     Args:
@@ -112,20 +112,20 @@ class Local:
 
     def at(i, a, bias):
       position = jnp.unravel_index(i, counts) if counts else ()
-      return jax.vmap(lambda a, bias: f(Window(a, position, spans, self.shape), bias))(a, bias)
+      return jax.vmap(lambda a, bias: f(Patch(a, position, spans, self.shape), bias))(a, bias)
     found = jax.vmap(at)(jnp.arange(len(a)), a, bias.reshape(a.shape[:2]))
     return jnp.moveaxis(found.reshape(bias.shape), range(len(moving)), moving).reshape(self.bias.shape)
 
 
-def identity(shape: tuple[int, ...], dtype: Any) -> Local:
+def identity(shape: tuple[int, ...], dtype: Any) -> PatchForm:
   """The form of the input itself."""
   one, zero = jnp.ones((*(1 for _ in shape), *shape), dtype), jnp.zeros(shape, dtype)
   spans = tuple(Span(i, n) if n > 1 else None for i, n in enumerate(shape))
-  return Local(Interval(one, one), Interval(zero, zero), spans, shape)
+  return PatchForm(Interval(one, one), Interval(zero, zero), spans, shape)
 
 
-def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], forms: Sequence[Local],
-               bias: Interval) -> Form | Local | None:
+def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], forms: Sequence[PatchForm],
+               bias: Interval) -> Form | PatchForm | None:
   """The form of the result of an affine equation, by local forms; None where it needs whole ones.
 
   Args:
@@ -175,14 +175,14 @@ def _in_order(eqn: Equation, axis_of: Sequence[int | None] | None) -> bool:
   return eqn.primitive is P.reshape_p or (bool(kept) and kept == sorted(kept))
 
 
-def elementwise(push: Callable[..., Interval], forms: Sequence[Local], bias: Interval) -> Local | None:
+def elementwise(push: Callable[..., Interval], forms: Sequence[PatchForm], bias: Interval) -> PatchForm | None:
   """The form of what is computed element by element, by what that does to coefficients; None as in `push_local`."""
   if any(f.bias.shape != bias.shape for f in forms) or (laid := _aligned(forms)) is None:
     return None
   return _over_window(push, laid, bias)
 
 
-def _over_window(push: Callable[..., Interval], forms: Sequence[Local], bias: Interval) -> Local:
+def _over_window(push: Callable[..., Interval], forms: Sequence[PatchForm], bias: Interval) -> PatchForm:
   """Forms on common windows, pushed forward coefficient by coefficient."""
   flat = [jax.tree.map(lambda a, f=f: a.reshape(-1, *f.bias.shape), f.coefficients) for f in forms]
   places = forms[0].places if forms[0].bias.shape == bias.shape else bias.shape
@@ -190,7 +190,7 @@ def _over_window(push: Callable[..., Interval], forms: Sequence[Local], bias: In
   return dataclasses.replace(forms[0], coefficients=found, bias=bias)
 
 
-def _aligned(forms: Sequence[Local]) -> list[Local] | None:
+def _aligned(forms: Sequence[PatchForm]) -> list[PatchForm] | None:
   """The same forms on common windows; None where windows move in different ways."""
   if len({(f.places, *(s and (s.axis, s.stride) for s in f.spans)) for f in forms}) > 1:
     return None
@@ -205,8 +205,8 @@ def _aligned(forms: Sequence[Local]) -> list[Local] | None:
   return [widened(f, np.asarray(o)) for f, o in zip(forms, offsets)]
 
 
-def _slid(eqn: Equation, operands: Sequence[Any], form: Local, bias: Interval, slides: Sequence[Slide],
-          beside: dict[int, int]) -> Local | None:
+def _slid(eqn: Equation, operands: Sequence[Any], form: PatchForm, bias: Interval, slides: Sequence[Slide],
+          beside: dict[int, int]) -> PatchForm | None:
   """Through a convolution or a sum over windows: a sum over the taps of the kernel."""
   p, (out,), rank, ndim = eqn.params, eqn.outputs, len(form.shape), form.bias.ndim
   convolves = eqn.primitive is P.conv_general_dilated_p
@@ -260,13 +260,13 @@ def _slid(eqn: Equation, operands: Sequence[Any], form: Local, bias: Interval, s
   if convolves:
     kernel = jnp.transpose(operands[1], (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
     centre, radius = affine.centre_radius(form.coefficients)
-    coefficients = affine.around(*pin((run(centre, kernel), run(radius, jnp.abs(kernel)))))
+    coefficients = affine.around(*materialize((run(centre, kernel), run(radius, jnp.abs(kernel)))))
   else:
     coefficients = jax.tree.map(lambda a: run(a, None), form.coefficients)
-  return Local(coefficients, bias, tuple(s and moved(s) for s in form.spans), form.shape)
+  return PatchForm(coefficients, bias, tuple(s and moved(s) for s in form.spans), form.shape)
 
 
-def _contracted(eqn: Equation, slot: int, weight: Any, form: Local, bias: Interval) -> Form | None:
+def _contracted(eqn: Equation, slot: int, weight: Any, form: PatchForm, bias: Interval) -> Form | None:
   """Through a product that sums over all places: the windows of each place times its weights, then added up."""
   p, rank = eqn.params, len(form.shape)
   summed, _ = p['dimension_numbers']
@@ -287,7 +287,7 @@ def _contracted(eqn: Equation, slot: int, weight: Any, form: Local, bias: Interv
         a = _added_up(a, moving.index(span.axis), len(moving) + i, span, form.shape[i])
     return a.reshape(-1, *bias.shape)
   centre, radius = affine.centre_radius(form.coefficients)
-  return Form(affine.around(*pin((run(centre, weight), run(radius, jnp.abs(weight))))), bias)
+  return Form(affine.around(*materialize((run(centre, weight), run(radius, jnp.abs(weight))))), bias)
 
 
 def _added_up(a: Any, positions: int, along: int, span: Span, size: int) -> Any:

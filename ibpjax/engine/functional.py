@@ -19,12 +19,12 @@ from ibpjax.core.program import Equation, Program, Value
 from ibpjax.core.sets import Interval, LpBall, pytree
 from ibpjax.core.subnormal import least_kept
 from ibpjax.engine import patches
-from ibpjax.engine.patches import Span, Window
+from ibpjax.engine.patches import Patch, Span
 from ibpjax.primitives import affine
 from ibpjax.rules.rounding import gamma, magnitude
 from ibpjax.rules.rounding_backward import Errors
 from ibpjax.xla.batching import over_rows
-from ibpjax.xla.materialize import pin
+from ibpjax.xla.materialize import materialize
 
 
 @pytree
@@ -33,46 +33,46 @@ class Dense:
   coefficients: Any
 
 
-Row = Dense | Window
+Row = Dense | Patch
 
 
 @pytree
-class Functional:
+class LinearFunctional:
   """sum_i <rows[i], value i> + offset: an affine functional of some values of a program, by their ids."""
   rows: dict[int, Row]
   offset: Any
 
-  def scaled(self, factor: Any) -> Functional:
+  def scaled(self, factor: Any) -> LinearFunctional:
     """The functional times a number."""
     rows = {i: dataclasses.replace(row, coefficients=factor * row.coefficients) for i, row in self.rows.items()}
-    return Functional(rows, factor * self.offset)
+    return LinearFunctional(rows, factor * self.offset)
 
-  def dense(self) -> Functional:
+  def dense(self) -> LinearFunctional:
     """The functional with a coefficient for each element of each value."""
-    return Functional({i: Dense(dense(row)) for i, row in self.rows.items()}, self.offset)
+    return LinearFunctional({i: Dense(dense(row)) for i, row in self.rows.items()}, self.offset)
 
 
 def dense(row: Row) -> Any:
   """The coefficients of a functional for all elements of its value."""
-  return row.dense() if isinstance(row, Window) else row.coefficients
+  return row.dense() if isinstance(row, Patch) else row.coefficients
 
 
 def add(row: Row, other: Row) -> Row:
   """The sum of two functionals of the same value."""
-  if isinstance(row, Window) and isinstance(other, Window) and (total := row.joined(other)) is not None:
+  if isinstance(row, Patch) and isinstance(other, Patch) and (total := row.joined(other)) is not None:
     return total
   return Dense(dense(row) + dense(other))
 
 
-def resting_on(value: Value, row: Row) -> Functional:
+def resting_on(value: Value, row: Row) -> LinearFunctional:
   """`<row, value>` as a functional."""
-  return Functional({value.id: row}, jnp.zeros((), value.dtype))
+  return LinearFunctional({value.id: row}, jnp.zeros((), value.dtype))
 
 
 def concretise(row: Row, x: Interval | LpBall) -> tuple[Any, Any]:
   """(centre, radius) of a functional over a set, by the dual norm (Lyu et al. 2021, 1.1)."""
   a = row.coefficients
-  cut = row.cut if isinstance(row, Window) else lambda array: array
+  cut = row.cut if isinstance(row, Patch) else lambda array: array
   if isinstance(x, LpBall):
     q = np.inf if x.p == 1 else x.p / (x.p - 1)
     return jnp.vdot(a, cut(x.centre)), x.eps * _norm(a, q)
@@ -111,7 +111,7 @@ class Cuttable(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class BackwardPass:
   """Pulls rows of one program back, through affine equations and between planes, as far as these go.
 
   Attributes:
@@ -147,7 +147,7 @@ class Walk:
     linear = affine.is_affine(eqn, [v.id in self.program.perturbed for v in eqn.inputs])
     return linear, None if linear or self.planes is None else self.planes(eqn)
 
-  def back(self, start: Functional) -> Functional:
+  def back(self, start: LinearFunctional) -> LinearFunctional:
     """A lower bound of a functional, on the values where the walk ends.
 
     Exact without planes and errors.
@@ -166,14 +166,14 @@ class Walk:
       offset = offset + more.astype(offset.dtype)
       for v, row in zip((v for v in eqn.inputs if v.id in self.program.perturbed), pulled, strict=True):
         if jnp.issubdtype(v.dtype, jnp.floating):  # and no predicate
-          if isinstance(row, Window) and row.size >= v.size:
+          if isinstance(row, Patch) and row.size >= v.size:
             row = Dense(row.dense())
           row = dataclasses.replace(row, coefficients=row.coefficients.astype(v.dtype))
           if v.id in rows:
             row = add(rows[v.id], row)
             offset = offset - self._rounded(row, self._merged(v)).astype(offset.dtype)
           rows[v.id] = row
-    return Functional(ends | rows, offset)
+    return LinearFunctional(ends | rows, offset)
 
   def _pulled(self, eqn: Equation, rows: list[Row | None]) -> tuple[list[Row], Any] | None:
     """Rows on the perturbed operands of an equation, and an offset; None where the walk ends."""
@@ -182,7 +182,7 @@ class Walk:
     linear, passage = self._way(eqn)
     if not linear and passage is None:
       return None
-    row = rows[0] if len(rows) == 1 and isinstance(rows[0], Window) else None
+    row = rows[0] if len(rows) == 1 and isinstance(rows[0], Patch) else None
 
     def whole():
       return [jnp.zeros(v.shape, v.dtype) if r is None else dense(r) for v, r in zip(eqn.outputs, rows)]
@@ -205,14 +205,14 @@ class Walk:
       return jnp.zeros((), row.coefficients.dtype)
     info = jnp.finfo(row.coefficients.dtype)  # coefficients that are too small to be kept count as if they were not
     vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
-    at = row.cut(error, 0) if isinstance(row, Window) else error
+    at = row.cut(error, 0) if isinstance(row, Patch) else error
     return affine.dot(jnp.abs(row.coefficients), at) + vanished.astype(info.dtype)
 
   def _merged(self, value: Value) -> Any:
     """The error of the sum of two rows on a value."""
     return None if self.errors is None else jnp.finfo(value.dtype).eps * magnitude(self.env[value.id])
 
-  def bound(self, start: Functional) -> Interval:
+  def bound(self, start: LinearFunctional) -> Interval:
     """Bounds of a functional: a scalar Interval."""
     if self.exact:
       return self.concretise(self.back(start))
@@ -220,7 +220,7 @@ class Walk:
     lower, negative = jax.vmap(lambda sign: self.least(start, sign))(jnp.asarray([1, -1], dtype))
     return Interval(lower, -negative)
 
-  def bound_apart(self, over: Callable[[Callable[[Functional], Any]], Any]) -> Interval:
+  def bound_apart(self, over: Callable[[Callable[[LinearFunctional], Any]], Any]) -> Interval:
     """Bounds of many functionals: `over` maps a function of one over them, lower and upper bounds apart."""
     if self.exact:
       return over(self.bound)
@@ -232,14 +232,14 @@ class Walk:
     """Whether one walk gives both bounds."""
     return self.planes is None and self.errors is None
 
-  def least(self, start: Functional, sign: Any = 1) -> Any:
+  def least(self, start: LinearFunctional, sign: Any = 1) -> Any:
     """A lower bound of `sign` times a functional."""
     return self.concretise(self.back(start.scaled(sign))).lower
 
-  def concretise(self, at: Functional) -> Interval:
+  def concretise(self, at: LinearFunctional) -> Interval:
     """The range of a functional of the ends of a walk."""
     # Pinned, or XLA adds up all offsets anew wherever the gradient of a row is wanted, for each element of it.
-    ends, centre = at.rows, pin(at.offset)
+    ends, centre = at.rows, materialize(at.offset)
     radius = jnp.zeros_like(centre)
     for i, a in ends.items():
       c, r = concretise(a, self.balls.get(i, self.env[i]))
@@ -296,7 +296,7 @@ class Walk:
 
     def element(i, j, parts):
       hot = (jnp.arange(beside) == j).astype(value.dtype).reshape(shape)
-      row: Row = Window(hot, jnp.unravel_index(i, counts), spans, value.shape) if counts else Dense(hot)
+      row: Row = Patch(hot, jnp.unravel_index(i, counts), spans, value.shape) if counts else Dense(hot)
       return f(resting_on(value, row), *parts)
 
     if not counts:
@@ -325,7 +325,7 @@ class Walk:
       return jnp.moveaxis(x, range(len(counts)), moving)
     return jax.tree.map(placed, flat)
 
-  def _starts(self, value: Value) -> Functional | None:
+  def _starts(self, value: Value) -> LinearFunctional | None:
     """The elements of a value as functionals of the values before the dense layer that made it, all in one array.
 
     They are the rows of the weights: so walks need not multiply unit rows with these. None where there are other
@@ -338,16 +338,16 @@ class Walk:
     ends, weights, largest = plain.ends(value), 0, 0
     if value.id in ends:
       return None
-    wanted = {value.id}
+    preactivations = {value.id}
     for eqn in reversed(self.program.equations):
-      if any(v.id in wanted for v in eqn.outputs):
+      if any(v.id in preactivations for v in eqn.outputs):
         if eqn.key not in _LAYER:
           return None
         moving = [v for v in eqn.inputs if v.id in self.program.perturbed]
         if eqn.key in affine.CONTRACTIONS:
           weights += sum(v.size for v in eqn.inputs if v.id not in self.program.perturbed)
         largest = max(largest, sum(v.size for v in moving))
-        wanted |= {v.id for v in moving} - set(ends)
+        preactivations |= {v.id for v in moving} - set(ends)
     if value.size * largest > 2 * weights:
       return None
 

@@ -17,20 +17,20 @@ from ibpjax.core.sets import (
   Interval,
   LpBall,
   as_interval,
-  common,
+  intersection,
   is_set,
   is_unbounded,
   unbounded,
 )
 from ibpjax.engine.exactness import Exact
-from ibpjax.engine.functional import Walk
+from ibpjax.engine.functional import BackwardPass
 from ibpjax.primitives import affine, control, nonlinear
 from ibpjax.rules import accuracy, relaxations, rounding
 from ibpjax.rules.elementwise import image as elementwise_image
-from ibpjax.rules.planes import Planes
+from ibpjax.rules.planes import LinearRelaxation
 from ibpjax.rules.rounding_backward import Errors, certain
 from ibpjax.rules.slopes import Lines
-from ibpjax.xla.materialize import pin_cotangents
+from ibpjax.xla.materialize import materialize_cotangents
 
 # What passes on an end that is unknown as unknown (see `affine.around`); so do all affine operations.
 _KEEP_UNKNOWN = frozenset({P.max_p, P.min_p, P.abs_p})
@@ -43,19 +43,19 @@ _MOVING = frozenset({
 })
 
 
-class Forward:
+class IntervalPass:
   """One run of a program on boxes; keeps the bounds of all values.
 
   Attributes:
     env: value id -> Interval for perturbed values, array for known ones.
-    wanted: value id -> the nonlinear equation that first acts on the value.
+    preactivations: value id -> the nonlinear equation that first acts on the value.
     returned: whether `intermediates` are the caller's: what their derivatives are multiplied by is then computed once.
     exact: the values whose boxes are their exact ranges; none if inputs are related, by what is known outside.
     masked: the values in which an end that is infinite on the other side is no overflow but a known element.
   """
 
   def __init__(self, program: Program, inputs: Sequence[Any], given: Intermediates | None = None,
-               round_outward: bool = False, tighten: Callable[[Forward, Value], Interval] | None = None,
+               round_outward: bool = False, tighten: Callable[[IntervalPass, Value], Interval] | None = None,
                related: bool = False, intersect: bool = False, returned: bool = False):
     self.program = program
     self.round_outward = round_outward
@@ -65,16 +65,17 @@ class Forward:
     balls = {v.id: x for v, x in zip(program.inputs, inputs) if isinstance(x, LpBall)}
     boxes = [x.hull if isinstance(x, LpBall) else x for x in inputs]
     self.env = program.environment(rounding.normal(boxes) if round_outward else boxes)
-    self.walk = Walk(program, self.env, balls, errors=Errors(program, self.env, {}) if round_outward else None)
+    errors = Errors(program, self.env, {}) if round_outward else None
+    self.backward = BackwardPass(program, self.env, balls, errors=errors)
     self.near_balls = set(balls)  # values that are affine in the inputs, some ball among these
     self.exact = Exact(program, {v.id for v in program.inputs} if related else balls)
-    self.relaxed: dict[int, Planes | None] = {}  # by equation, what linear methods have computed once for all rows
+    self.relaxed: dict[int, LinearRelaxation | None] = {}  # by equation, what all rows share
     self.scanned: dict[int, Any] = {}
-    self.wanted: dict[int, Equation] = {}
+    self.preactivations: dict[int, Equation] = {}
     self.masked: set[int] = set()
     for eqn in program.equations:
       self._advance(eqn, {} if given is None else given.bounds)
-    if given is not None and (unknown := set(given.bounds) - set(self.wanted)):
+    if given is not None and (unknown := set(given.bounds) - set(self.preactivations)):
       raise ValueError(f'intermediate bounds name the values {sorted(unknown)}, which are not among the operands of '
                        'nonlinear operations here: they belong to another function')
 
@@ -88,30 +89,31 @@ class Forward:
       if any(v.id in self.near_balls for v in eqn.inputs):
         self.near_balls |= {v.id for v in eqn.outputs}
     else:
-      for v in (v for v, p in zip(eqn.inputs, perturbed) if p and v.id not in self.wanted
+      for v in (v for v, p in zip(eqn.inputs, perturbed) if p and v.id not in self.preactivations
                 and jnp.issubdtype(v.dtype, jnp.floating)):
-        self.wanted[v.id] = eqn
+        self.preactivations[v.id] = eqn
         if v.id in given:
           box = _accepted(given[v.id], v)
           env[v.id] = self._met(v, rounding.normal([box])[0] if self.round_outward else box)
         elif self.tighten is not None and v.id not in self.exact:
           env[v.id] = self._met(v, self.tightened(v, self.tighten(self, v)))
-        elif v.id in self.near_balls and v.id not in self.walk.balls:
+        elif v.id in self.near_balls and v.id not in self.backward.balls:
           env[v.id] = self._by_rows(v)
         if self.returned:
-          env[v.id] = pin_cotangents(env[v.id])
+          env[v.id] = materialize_cotangents(env[v.id])
     operands = [env[v.id] for v in eqn.inputs]
     masks = (eqn.key in _PLACING and not all(perturbed)) or (
         _keeps_masks(eqn) and any(v.id in self.masked for v in eqn.inputs))
     careful = masks or eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
     if careful:
-      operands = [honest(x, masks and v.id in self.masked) if is_set(x) else x for v, x in zip(eqn.inputs, operands)]
+      operands = [nan_to_unbounded(x, masks and v.id in self.masked) if is_set(x) else x
+                  for v, x in zip(eqn.inputs, operands)]
     out = rounding.outward(self._step, eqn, operands) if self.round_outward else self._step(eqn, operands)
     if masks:
       self.masked |= {v.id for v in eqn.outputs}
     for v, x in zip(eqn.outputs, out, strict=True):
       x = jax.tree.map(lambda a, v=v: a.astype(v.dtype), x)
-      env[v.id] = honest(x, masks) if careful and is_set(x) else x
+      env[v.id] = nan_to_unbounded(x, masks) if careful and is_set(x) else x
 
   def _step(self, eqn: Equation, operands: list[Any]) -> list[Any]:
     """The bounds of one equation, some of whose operands are Intervals."""
@@ -126,22 +128,22 @@ class Forward:
 
   def run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
     """The bounds of the outputs of a program inside of this one."""
-    env = Forward(program, inputs, round_outward=self.round_outward).env
+    env = IntervalPass(program, inputs, round_outward=self.round_outward).env
     return [env[v.id] for v in program.outputs]
 
   def operands(self, eqn: Equation) -> list[Any]:
     """What an equation acts on: boxes without NaN, and arrays."""
     masks = _keeps_masks(eqn)
-    return [honest(x, masks and v.id in self.masked) if is_set(x) else x
+    return [nan_to_unbounded(x, masks and v.id in self.masked) if is_set(x) else x
             for v, x in ((v, self.env[v.id]) for v in eqn.inputs)]
 
-  def planes(self, eqn: Equation, lines: Lines) -> Planes | None:
+  def planes(self, eqn: Equation, lines: Lines) -> LinearRelaxation | None:
     """The planes of an equation, computed once; all callers of one run choose the same lines."""
     if id(eqn) not in self.relaxed:
       self.relaxed[id(eqn)] = self.relaxation(eqn, lines)
     return self.relaxed[id(eqn)]
 
-  def relaxation(self, eqn: Equation, lines: Lines, operands: Sequence[Any] | None = None) -> Planes | None:
+  def relaxation(self, eqn: Equation, lines: Lines, operands: Sequence[Any] | None = None) -> LinearRelaxation | None:
     """The planes of an equation over the boxes of its operands, or over others; None where these are its own box."""
     if not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating) or (self.round_outward and not certain(eqn)):
       return None
@@ -150,7 +152,7 @@ class Forward:
 
   def _by_rows(self, v: Value) -> Interval:
     """Bounds of a value from its rows, pulled back to the last nonlinear values or the inputs."""
-    return self.tightened(v, self.walk.bound_elements(v))
+    return self.tightened(v, self.backward.bound_elements(v))
 
   def tightened(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, with the known infinite elements that it may have, and those that may be NaN."""
@@ -158,39 +160,40 @@ class Forward:
       x = unbounded(x, self.unknown(v))
     if v.id not in self.masked:
       return x
-    x, box = honest(x), self.env[v.id]
+    x, box = nan_to_unbounded(x), self.env[v.id]
     known = jnp.isinf(box.lower) & (box.lower == box.upper)
     return Interval(jnp.where(known, box.lower, x.lower), jnp.where(known, box.upper, x.upper))
 
   def unknown(self, v: Value) -> Any:
     """Where interval arithmetic knows nothing of a value: it may be NaN."""
-    return is_unbounded(honest(self.env[v.id], v.id in self.masked))
+    return is_unbounded(nan_to_unbounded(self.env[v.id], v.id in self.masked))
 
   def _met(self, v: Value, x: Interval) -> Interval:
     """Bounds found for a value, intersected with those of interval arithmetic if the run does that."""
-    return common(x, self.env[v.id]) if self.intersect else x
+    return intersection(x, self.env[v.id]) if self.intersect else x
 
   def output(self, v: Value, elide: bool) -> Interval:
     """The bounds of an output; what overflowed or turned into NaN is unbounded."""
     x = self.env[v.id]
     if v.id in self.program.perturbed and v.dtype != jnp.bool_ and (elide or v.id in self.near_balls):
       x = self._by_rows(v)
-    return honest(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
+    return nan_to_unbounded(as_interval(jnp.asarray(x) if not is_set(x) else x), v.id in self.masked)
 
   def output_by(self, v: Value, bound: Callable[[Value], Interval]) -> Interval:
     """The bounds of an output that another method finds, where it may know more than interval arithmetic."""
     if v.id not in self.program.perturbed or v.dtype == jnp.bool_ or v.id in self.exact:
       return self.output(v, elide=False)
     x = self.tightened(v, bound(v))
-    return honest(common(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
+    return nan_to_unbounded(intersection(x, self._by_rows(v)) if self.intersect else x, v.id in self.masked)
 
   def intermediates(self) -> Intermediates:
     """The bounds of the operands of all nonlinear equations; masks among them stay infinite on one side."""
-    return Intermediates({i: honest(self.env[i], i in self.masked) for i in self.wanted}, self.sources())
+    bounds = {i: nan_to_unbounded(self.env[i], i in self.masked) for i in self.preactivations}
+    return Intermediates(bounds, self.sources())
 
   def sources(self) -> tuple[tuple[int, str, str], ...]:
     """(value id, operation, line) of the operands of all nonlinear equations."""
-    return tuple((i, e.name, source_line(e)) for i, e in self.wanted.items())
+    return tuple((i, e.name, source_line(e)) for i, e in self.preactivations.items())
 
 
 def _keeps_masks(eqn: Equation) -> bool:
@@ -198,7 +201,7 @@ def _keeps_masks(eqn: Equation) -> bool:
   return eqn.key in _PLACING | _MOVING or isinstance(eqn.key, OF_EXPONENTS)
 
 
-def honest(x: Interval, masked: bool = False) -> Interval:
+def nan_to_unbounded(x: Interval, masked: bool = False) -> Interval:
   """Ends that are NaN or overflowed past their own side say nothing: they become infinite. Known ones are `masked`."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x

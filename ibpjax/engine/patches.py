@@ -41,7 +41,7 @@ class Span:
 
 
 @pytree
-class Window:
+class Patch:
   """A linear functional that rests on one window of a value; 0 where the window reaches beyond the value.
 
   Attributes:
@@ -72,7 +72,7 @@ class Window:
     padded = lax.pad(x, jnp.asarray(beyond, x.dtype), [(low, high, 0) for low, high in self.overhang()])
     return lax.dynamic_slice(padded, self.start(), self.coefficients.shape)
 
-  def within(self) -> Window:
+  def within(self) -> Patch:
     """The functional without what lies beyond the value."""
     a = self.coefficients
     for axis, (span, (low, high)) in enumerate(zip(self.spans, self.overhang())):
@@ -89,7 +89,7 @@ class Window:
     whole = lax.dynamic_update_slice(whole, self.coefficients, self.start())
     return lax.slice(whole, [low for low, _ in beyond], [low + n for n, (low, _) in zip(self.shape, beyond)])
 
-  def joined(self, other: Window) -> Window | None:
+  def joined(self, other: Patch) -> Patch | None:
     """The sum with a functional of the same value at the same position, if their windows move alike."""
     offsets, stops = [], []
     for s, t, m, n in zip(self.spans, other.spans, self.coefficients.shape, other.coefficients.shape):
@@ -152,7 +152,7 @@ def axes_moved(eqn: Equation) -> list[int | None] | None:
 
 
 def pull_back(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
-              row: Window) -> tuple[list[Window], Any] | None:
+              row: Patch) -> tuple[list[Patch], Any] | None:
   """The pull-back of a window through an affine equation: windows on its perturbed operands, and an offset.
 
   None where the equation needs the whole row.
@@ -177,18 +177,18 @@ def on_windows(eqn: Equation, shapes: Sequence[tuple[int, ...]], shape: tuple[in
 
 
 def _pull_beside(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool],
-                 row: Window) -> tuple[list[Window], Any] | None:
+                 row: Patch) -> tuple[list[Patch], Any] | None:
   """Through an equation whose operands lie beside each other or one upon the other."""
   moving = [i for i, s in enumerate(row.spans) if s is not None]
   if eqn.primitive is P.concatenate_p and eqn.params['dimension'] in moving:
     return None
 
-  def over(v: Value) -> Window:
+  def over(v: Value) -> Patch:
     """A window on an operand, where the row has its own; an axis of length 1 is broadcast."""
     covered = {i for i in moving if v.shape[i] != row.shape[i]}
     shape = [row.coefficients.shape[i] if i in moving and i not in covered else n for i, n in enumerate(v.shape)]
     spans = tuple(None if i in covered else s for i, s in enumerate(row.spans))
-    return Window(jax.ShapeDtypeStruct(shape, row.coefficients.dtype), row.position, spans, v.shape)
+    return Patch(jax.ShapeDtypeStruct(shape, row.coefficients.dtype), row.position, spans, v.shape)
 
   laid = [over(v) if v.shape else None for v in eqn.inputs]
   known = [x if p or w is None else w.cut(x) for x, p, w in zip(operands, perturbed, laid)]
@@ -234,8 +234,8 @@ def sliding(eqn: Equation) -> tuple[list[Slide], dict[int, int]] | None:
   return None
 
 
-def _pull_sliding(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], row: Window,
-                  slides: Sequence[Slide], beside: dict[int, int]) -> tuple[list[Window], Any] | None:
+def _pull_sliding(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], row: Patch,
+                  slides: Sequence[Slide], beside: dict[int, int]) -> tuple[list[Patch], Any] | None:
   """Through a convolution or a sum over windows: the window grows by the kernel."""
   before = eqn.inputs[0]
   if eqn.params.get('batch_group_count', 1) != 1 or any(row.spans[j] is not None for j in beside.values()):
@@ -255,10 +255,10 @@ def _pull_sliding(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bo
   shapes = [tuple(shape), *(v.shape for v in eqn.inputs[1:])]
   local = on_windows(eqn, shapes, row.coefficients.shape, padding=tuple(paddings))
   (a,), offset = affine.pull_back(local, operands, perturbed, [row.coefficients])
-  return [Window(a, row.position, tuple(spans), before.shape).within()], offset
+  return [Patch(a, row.position, tuple(spans), before.shape).within()], offset
 
 
-def _pull_padded(eqn: Equation, operands: Sequence[Any], row: Window) -> tuple[list[Window], Any] | None:
+def _pull_padded(eqn: Equation, operands: Sequence[Any], row: Patch) -> tuple[list[Patch], Any] | None:
   """Through padding along the axes that windows move on: what lay on the padding is an offset."""
   config, before = eqn.params['padding_config'], eqn.inputs[0]
   if any((low, high, inner) != (0, 0, 0) and (s is None or inner)
@@ -270,7 +270,7 @@ def _pull_padded(eqn: Equation, operands: Sequence[Any], row: Window) -> tuple[l
   return [pulled], affine.dot(beyond, operands[1])
 
 
-def _pull_moved(eqn: Equation, axis_of: Sequence[int | None], row: Window) -> tuple[list[Window], Any] | None:
+def _pull_moved(eqn: Equation, axis_of: Sequence[int | None], row: Patch) -> tuple[list[Patch], Any] | None:
   """Through a change of the order of axes, or of those of length 1."""
   before = eqn.inputs[0]
   spans: list[Span | None] = [None] * len(before.shape)
@@ -284,4 +284,4 @@ def _pull_moved(eqn: Equation, axis_of: Sequence[int | None], row: Window) -> tu
   order = [axis_of.index(old) for old in range(len(before.shape)) if old in axis_of]
   rest = [new for new, old in enumerate(axis_of) if old is None]
   a = jnp.transpose(row.coefficients, (*rest, *order)).reshape(shape)
-  return [Window(a, row.position, tuple(spans), before.shape)], jnp.zeros((), a.dtype)
+  return [Patch(a, row.position, tuple(spans), before.shape)], jnp.zeros((), a.dtype)

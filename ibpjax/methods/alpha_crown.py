@@ -15,13 +15,13 @@ from jax.extend.core import primitives as P
 from ibpjax.composites.univariate import Univariate
 from ibpjax.core.composite import Composite
 from ibpjax.core.program import Equation, Program, Value
-from ibpjax.core.sets import Intermediates, Interval, common, is_set
-from ibpjax.engine.backward import walk
-from ibpjax.engine.functional import Passage, Walk
-from ibpjax.engine.intervals import Forward
+from ibpjax.core.sets import Intermediates, Interval, intersection, is_set
+from ibpjax.engine.backward import backward_pass
+from ibpjax.engine.functional import BackwardPass, Passage
+from ibpjax.engine.intervals import IntervalPass
 from ibpjax.engine.patches import on_windows
 from ibpjax.engine.prepare import precise
-from ibpjax.methods.crown import checked_intermediate, prepared, undecided
+from ibpjax.methods.crown import checked_intermediate, prepared, unstable
 from ibpjax.rules.elementwise import row as rule_of
 from ibpjax.rules.rounding_backward import Errors
 from ibpjax.rules.slopes import Lines, Steered, adaptive, with_gradient_of
@@ -78,7 +78,7 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
       given, (program, inputs, out_tree) = prepared(f, intermediate, args, kwargs, lines=lines, intersect=intersect,
                                                     round_outward=round_outward)
       slopes = Slopes(program, lines, chunk, functools.partial(
-          Forward, round_outward=round_outward, intersect=intersect), given)
+          IntervalPass, round_outward=round_outward, intersect=intersect), given)
 
       def loss(shares):
         found = slopes.run(fixed, shares)
@@ -112,14 +112,14 @@ def _descend(loss: Callable, optimizer: optax.GradientTransformation, steps: int
       updates, moments = optimizer.update(gradient, moments, shares)
       moved = optax.apply_updates(shares, updates)
     shares = jax.tree.map(lambda t, old: jnp.clip(t, 0, 1).astype(old.dtype), moved, shares)
-    return (shares, moments, jax.tree.map(common, best, found, is_leaf=is_set)), None
+    return (shares, moments, jax.tree.map(intersection, best, found, is_leaf=is_set)), None
   (shares, _, best), _ = lax.scan(step, (shares, optimizer.init(shares), best), length=steps)
   return shares, best
 
 
 def _tightest(last: Interval, best: Interval) -> Interval:
   """The intersection of two bounds, with the gradient of the first."""
-  x = common(last, best)
+  x = intersection(last, best)
   if x.dtype == jnp.bool_:
     return x
   return Interval(with_gradient_of(last.lower, x.lower), with_gradient_of(last.upper, x.upper))
@@ -145,7 +145,7 @@ class _Noted:
 class _Own:
   """Planes of an equation, with slopes that belong to one row: for all of its elements, or for the row's window."""
   eqn: Equation
-  forward: Forward
+  intervals: IntervalPass
   lines: Lines
   shares: list[tuple[Any, Any]]
 
@@ -153,12 +153,12 @@ class _Own:
     return self._planes(self.eqn).pull_rows(rows)
 
   def at(self, cut: Callable[[Any], Any]) -> Passage:
-    operands = [jax.tree.map(cut, x) if is_set(x) or jnp.ndim(x) else x for x in self.forward.operands(self.eqn)]
+    operands = [jax.tree.map(cut, x) if is_set(x) or jnp.ndim(x) else x for x in self.intervals.operands(self.eqn)]
     shape = next(x.shape for x in operands if is_set(x))
     return self._planes(on_windows(self.eqn, [x.shape for x in operands], shape), operands)
 
   def _planes(self, eqn: Equation, operands: Sequence[Any] | None = None) -> Any:
-    return self.forward.relaxation(eqn, Steered(self.lines, self.shares), operands)
+    return self.intervals.relaxation(eqn, Steered(self.lines, self.shares), operands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,116 +169,116 @@ class Slopes:
     program: the program.
     lines: the choice that they start from.
     chunk: as in `crown`.
-    forward: (program, inputs, given, tighten=) -> a run on boxes.
+    intervals: (program, inputs, given, tighten=) -> a run on boxes.
     given: bounds of the operands of nonlinear equations; None for those that walks find.
   """
   program: Program
   lines: Lines
   chunk: int | None
-  forward: Callable[..., Forward]
+  intervals: Callable[..., IntervalPass]
   given: Intermediates | None
 
   def start(self, inputs: list[Any]) -> tuple[tuple[list[Interval], Intermediates], Shares]:
     """The bounds that the choice of lines gives, and the shares that are its slopes."""
-    passed, used = list[tuple[Forward, Value, set[int]]](), dict[int, Steered]()
+    passed, used = list[tuple[IntervalPass, Value, set[int]]](), dict[int, Steered]()
 
-    def bound(forward, v):
+    def bound(intervals, v):
       keys = set[int]()
-      passed.append((forward, v, keys))
+      passed.append((intervals, v, keys))
 
       def planes(eqn):
         key = eqn.outputs[0].id
         keys.add(key)
-        return forward.planes(eqn, used.setdefault(key, Steered(self.lines)))
-      return self._walk(forward, planes).bound_elements(v, self.chunk)
+        return intervals.planes(eqn, used.setdefault(key, Steered(self.lines)))
+      return self._backward(intervals, planes).bound_elements(v, self.chunk)
     found = self._run(inputs, bound)
     spread: Shares = dict(own={}, shared={})
-    for forward, v, keys in passed:
+    for intervals, v, keys in passed:
       shares = {key: used[key].starts for key in keys if used[key].starts}
-      own = functools.partial(self._own, forward, v, shares)
+      own = functools.partial(self._own, intervals, v, shares)
       sizes = [below.size for pairs in jax.eval_shape(own).values() for below, _ in pairs]
       kind, each = ('own', own()) if sum(sizes) <= _MOST_OWN else ('shared', shares)
       spread[kind][v.id] = jax.tree.map(lambda t: jnp.broadcast_to(t, (2, *t.shape)), each)
     return found, spread
 
-  def _own(self, forward: Forward, v: Value, shares: dict[int, list[tuple[Any, Any]]]) -> dict[int, Any]:
+  def _own(self, intervals: IntervalPass, v: Value, shares: dict[int, list[tuple[Any, Any]]]) -> dict[int, Any]:
     """The same shares for each element of a value: of the slopes that its row meets, which may be those of windows."""
     def element(start):
       met = dict(shares)
 
       def planes(eqn):
-        found, key = forward.planes(eqn, self.lines), eqn.outputs[0].id
-        return _Noted(found, shares[key], key, met) if key in shares and self._by_windows(forward, eqn) else found
-      self._walk(forward, planes).least(start)
+        found, key = intervals.planes(eqn, self.lines), eqn.outputs[0].id
+        return _Noted(found, shares[key], key, met) if key in shares and self._by_windows(intervals, eqn) else found
+      self._backward(intervals, planes).least(start)
       return met
-    if forward.round_outward:
+    if intervals.round_outward:
       return jax.tree.map(lambda t: jnp.broadcast_to(t, (*v.shape, *t.shape)), shares)
-    return forward.walk.over_elements(v, element, self.chunk)
+    return intervals.backward.over_elements(v, element, self.chunk)
 
-  def _by_windows(self, forward: Forward, eqn: Equation) -> bool:
+  def _by_windows(self, intervals: IntervalPass, eqn: Equation) -> bool:
     """Whether slopes may be those of a window: an equation that acts element by element, and no errors of the whole."""
-    slots = [i for i, v in enumerate(eqn.inputs) if v.id in forward.program.perturbed]
-    return (not forward.round_outward and not isinstance(eqn.key, Composite | Univariate) and len(slots) == 1
+    slots = [i for i, v in enumerate(eqn.inputs) if v.id in intervals.program.perturbed]
+    return (not intervals.round_outward and not isinstance(eqn.key, Composite | Univariate) and len(slots) == 1
             and rule_of(eqn, slots[0]) is not None)
 
   def run(self, inputs: list[Any], shares: Shares) -> tuple[list[Interval], Intermediates]:
     """The bounds that given slopes give."""
-    def steered(forward, shares, own):
+    def steered(intervals, shares, own):
       relaxed: dict[int, Passage | None] = {}
 
       def planes(eqn):
         key = eqn.outputs[0].id
         if id(eqn) not in relaxed:
-          if own and key in shares and self._by_windows(forward, eqn):
-            relaxed[id(eqn)] = _Own(eqn, forward, self.lines, shares[key])
+          if own and key in shares and self._by_windows(intervals, eqn):
+            relaxed[id(eqn)] = _Own(eqn, intervals, self.lines, shares[key])
           else:
-            relaxed[id(eqn)] = forward.relaxation(eqn, Steered(self.lines, shares.get(key)))
+            relaxed[id(eqn)] = intervals.relaxation(eqn, Steered(self.lines, shares.get(key)))
         return relaxed[id(eqn)]
-      return self._walk(forward, planes)
+      return self._backward(intervals, planes)
 
-    def bound(forward, v):
-      self._prepare_scans(forward)
+    def bound(intervals, v):
+      self._prepare_scans(intervals)
 
       def of_all(sign, shared):
-        back = steered(forward, shared, False)
+        back = steered(intervals, shared, False)
         back.ends(v)
         return back.over_elements(v, functools.partial(back.least, sign=sign), self.chunk)
 
       def of_each(sign, own):
         def element(start, slopes):
-          if forward.round_outward:
+          if intervals.round_outward:
             start = start.dense()
-          return steered(forward, slopes, True).least(start, sign)
-        return forward.walk.over_elements(v, element, self.chunk, own)
+          return steered(intervals, slopes, True).least(start, sign)
+        return intervals.backward.over_elements(v, element, self.chunk, own)
       for kind, least in (('own', of_each), ('shared', of_all)):
         if v.id in shares[kind]:
           lower, negative = jax.vmap(least)(jnp.asarray([1, -1], v.dtype), shares[kind][v.id])
           return Interval(lower, -negative)
-      return walk(forward, self.lines).bound_elements(v, self.chunk)
+      return backward_pass(intervals, self.lines).bound_elements(v, self.chunk)
     return self._run(inputs, bound)
 
-  def _run(self, inputs: list[Any], bound: Callable[[Forward, Value], Interval]) -> tuple[list[Interval], Any]:
-    def tighten(forward, v):
-      return forward.walk.kept_unless(undecided(forward, v, self.lines), v, bound(forward, v))
-    forward = self.forward(self.program, inputs, self.given, tighten=tighten if self.given is None else None)
-    return [forward.output_by(v, functools.partial(bound, forward)) for v in self.program.outputs], (
-        forward.intermediates())
+  def _run(self, inputs: list[Any], bound: Callable[[IntervalPass, Value], Interval]) -> tuple[list[Interval], Any]:
+    def tighten(intervals, v):
+      return intervals.backward.kept_unless(unstable(intervals, v, self.lines), v, bound(intervals, v))
+    intervals = self.intervals(self.program, inputs, self.given, tighten=tighten if self.given is None else None)
+    return [intervals.output_by(v, functools.partial(bound, intervals)) for v in self.program.outputs], (
+        intervals.intermediates())
 
-  def _prepare_scans(self, forward: Forward) -> None:
+  def _prepare_scans(self, intervals: IntervalPass) -> None:
     """Computes what walks through the scans need that have been bounded so far: outside of loops over rows."""
-    planes = walk(forward, self.lines).planes
+    planes = backward_pass(intervals, self.lines).planes
     for eqn in self.program.equations:
-      if planes is not None and eqn.key is P.scan_p and eqn.outputs[0].id in forward.env and any(
+      if planes is not None and eqn.key is P.scan_p and eqn.outputs[0].id in intervals.env and any(
           v.id in self.program.perturbed for v in eqn.inputs):
         planes(eqn)
 
-  def _walk(self, forward: Forward, planes: Callable[[Equation], Passage | None]) -> Walk:
+  def _backward(self, intervals: IntervalPass, planes: Callable[[Equation], Passage | None]) -> BackwardPass:
     """A walk between planes of its own; through scans, between those of the choice of lines."""
-    plain = walk(forward, self.lines).planes
+    plain = backward_pass(intervals, self.lines).planes
 
     def passage(eqn: Equation) -> Passage | None:
       if eqn.key is P.scan_p:
         return None if plain is None else plain(eqn)
       return planes(eqn)
-    errors = Errors(self.program, forward.env, {}) if forward.round_outward else None
-    return dataclasses.replace(forward.walk, planes=passage, errors=errors)
+    errors = Errors(self.program, intervals.env, {}) if intervals.round_outward else None
+    return dataclasses.replace(intervals.backward, planes=passage, errors=errors)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from ibpjax.core.program import Program, Value
 from ibpjax.core.sets import Intermediates, Interval, unbounded, validated
-from ibpjax.engine.backward import walk
-from ibpjax.engine.functional import Dense, Walk, resting_on
-from ibpjax.engine.intervals import Forward, honest
+from ibpjax.engine.backward import backward_pass
+from ibpjax.engine.functional import BackwardPass, Dense, resting_on
+from ibpjax.engine.intervals import IntervalPass, nan_to_unbounded
 from ibpjax.engine.prepare import opened, precise
 from ibpjax.methods.ibp import ibp
 from ibpjax.primitives import affine
@@ -60,17 +60,17 @@ def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown'
     with precise(round_outward):
       given, (program, inputs, out_tree) = prepared(f, intermediate, args, kwargs, lines=lines, intersect=intersect,
                                                     round_outward=round_outward)
-      forward = Forward(program, inputs, given, round_outward, tightener(lines, chunk) if given is None else None,
-                        intersect=intersect)
-      back = walk(forward, lines)
+      tighten = intermediate_bounds(lines, chunk) if given is None else None
+      intervals = IntervalPass(program, inputs, given, round_outward, tighten, intersect=intersect)
+      back = backward_pass(intervals, lines)
       if rows is None:
-        found = [forward.output_by(v, lambda v: back.bound_elements(v, chunk, apart=True)) for v in program.outputs]
+        found = [intervals.output_by(v, lambda v: back.bound_elements(v, chunk, apart=True)) for v in program.outputs]
         result = jax.tree.unflatten(out_tree, found)
       else:
         result = _bound_rows(program, back, rows, chunk)
         if round_outward:  # 0 times NaN is NaN
-          result = unbounded(result, jnp.any(forward.unknown(program.outputs[0])))
-    return (result, forward.intermediates()) if intermediates else result
+          result = unbounded(result, jnp.any(intervals.unknown(program.outputs[0])))
+    return (result, intervals.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
@@ -118,24 +118,26 @@ def _given(f: Callable, intermediate: Any, args: tuple, kwargs: dict, options: d
   return found[1]
 
 
-def tightener(lines: Lines, chunk: int | None) -> Callable[[Forward, Value], Interval]:
+def intermediate_bounds(lines: Lines, chunk: int | None) -> Callable[[IntervalPass, Value], Interval]:
   """How full CROWN bounds the operand of a nonlinear operation: by walks from its elements that need it."""
-  return lambda forward, v: walk(forward, lines).bound_elements(v, chunk, needed=undecided(forward, v, lines))
+  def bounds(intervals, v):
+    return backward_pass(intervals, lines).bound_elements(v, chunk, needed=unstable(intervals, v, lines))
+  return bounds
 
 
-def undecided(forward: Forward, value: Value, lines: Lines) -> Any:
+def unstable(intervals: IntervalPass, value: Value, lines: Lines) -> Any:
   """The elements of a value whose bounds matter: a relaxation is not exact over the box that they have. None for all.
 
   Of functions that bend at points, as ReLU, these are the elements that may lie on both sides of one.
   """
   found = jnp.zeros(value.shape, bool)
-  for eqn in forward.program.equations:
-    flags = [v.id in forward.program.perturbed for v in eqn.inputs]
+  for eqn in intervals.program.equations:
+    flags = [v.id in intervals.program.perturbed for v in eqn.inputs]
     if not any(v.id == value.id for v in eqn.inputs) or affine.is_affine(eqn, flags):
       continue
-    if sum(flags) > 1 or any(v.id not in forward.env for v in eqn.inputs):
+    if sum(flags) > 1 or any(v.id not in intervals.env for v in eqn.inputs):
       return None
-    planes = relaxations.planes(eqn, forward.operands(eqn), lines, forward.run, 0.)
+    planes = relaxations.planes(eqn, intervals.operands(eqn), lines, intervals.run, 0.)
     if not isinstance(planes, Slopes) or planes.low.shape != value.shape:
       return None
     exact = (planes.below[0] == planes.above[0]) & (planes.low == planes.high)
@@ -143,7 +145,7 @@ def undecided(forward: Forward, value: Value, lines: Lines) -> Any:
   return found
 
 
-def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> Interval:
+def _bound_rows(program: Program, back: BackwardPass, rows: Any, chunk: int | None) -> Interval:
   if len(program.outputs) != 1 or program.outputs[0].id not in program.perturbed:
     raise ValueError(f'rows bound linear functions of one perturbed output; the function has {len(program.outputs)} '
                      'outputs, not all perturbed')
@@ -156,4 +158,4 @@ def _bound_rows(program: Program, back: Walk, rows: Any, chunk: int | None) -> I
 
   def over(bound):
     return over_rows(lambda row: bound(resting_on(v, Dense(row))), rows, back.width(), chunk)
-  return honest(back.bound_apart(over))
+  return nan_to_unbounded(back.bound_apart(over))

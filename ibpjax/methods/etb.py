@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Program, Value, evaluate, unsupported
-from ibpjax.core.sets import ExpectedInterval, Interval, as_interval, common, is_set, pytree, validated
-from ibpjax.engine.functional import Functional
-from ibpjax.engine.intervals import Forward, honest
+from ibpjax.core.sets import ExpectedInterval, Interval, as_interval, intersection, is_set, pytree, validated
+from ibpjax.engine.functional import LinearFunctional
+from ibpjax.engine.intervals import IntervalPass, nan_to_unbounded
 from ibpjax.engine.prepare import ungrouped
 from ibpjax.primitives import affine
 
@@ -121,7 +121,7 @@ def etb_companion(f: Callable, *, slopes: str = 'mask', masks: str = 'ibp', inte
       found = maps.companion(v)
       if not intersect:
         return found
-      return dataclasses.replace(found, sound=common(found.sound, maps.forward.output(v, elide=True)))
+      return dataclasses.replace(found, sound=intersection(found.sound, maps.intervals.output(v, elide=True)))
     return jax.tree.unflatten(out_tree, list(map(bound, program.outputs)))
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
@@ -143,13 +143,13 @@ def _opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]
   return program, inputs, out_tree
 
 
-def _run(program: Program, inputs: Sequence[Any], masks: str, cut: frozenset[int], chunk: int | None) -> Forward:
+def _run(program: Program, inputs: Sequence[Any], masks: str, cut: frozenset[int], chunk: int | None) -> IntervalPass:
   """The run whose boxes decide the slopes."""
   found: dict[int, _Slope] = {}  # by maps on the way there
   tighten: dict[str, Any] = dict(
-      ibp=None, etb=lambda forward, v: _taken_for_bounds(_Maps(forward, 'mask', cut, chunk, found).expected(v)),
-      sound=lambda forward, v: _Maps(forward, 'chord', cut, chunk, found).companion(v).sound)
-  return Forward(program, inputs, tighten=tighten[masks], intersect=masks == 'sound')
+      ibp=None, etb=lambda intervals, v: _taken_for_bounds(_Maps(intervals, 'mask', cut, chunk, found).expected(v)),
+      sound=lambda intervals, v: _Maps(intervals, 'chord', cut, chunk, found).companion(v).sound)
+  return IntervalPass(program, inputs, tighten=tighten[masks], intersect=masks == 'sound')
 
 
 def _taken_for_bounds(x: ExpectedInterval) -> Interval:
@@ -190,13 +190,13 @@ class _Maps:
   """The composed affine maps of a ReLU network, one to each value.
 
   Attributes:
-    forward: the run whose boxes decide the slopes, as far as it has come.
+    intervals: the run whose boxes decide the slopes, as far as it has come.
     slopes: 'mask' or 'chord'.
     cut: the ids of the equations of ReLUs behind which maps begin.
     chunk: rows at a time.
     found: by equation, what stands for a ReLU: computed once for all rows.
   """
-  forward: Forward
+  intervals: IntervalPass
   slopes: str
   cut: frozenset[int]
   chunk: int | None
@@ -207,7 +207,7 @@ class _Maps:
     if id(eqn) in self.cut:
       return None
     if id(eqn) not in self.found:
-      z, c = self.forward.operands(eqn)
+      z, c = self.intervals.operands(eqn)
       if not is_set(z):
         z, c = c, z
       self.found[id(eqn)] = _slope(z, c, self.slopes)
@@ -224,30 +224,30 @@ class _Maps:
     lower, upper = found.lower, found.upper
     for down, up in slack.values():
       lower, upper = lower - down, upper + up
-    sound = honest(Interval(lower, upper))
-    sources = tuple(s for s in self.forward.sources() if s[0] in slack)
+    sound = nan_to_unbounded(Interval(lower, upper))
+    sources = tuple(s for s in self.intervals.sources() if s[0] in slack)
     return Companion(ExpectedInterval(found.lower, found.upper), slack, sound, sources)
 
   def _rows(self, v: Value, noting: bool) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
     """The ranges of the maps to the elements of a value, and what their rows make of the slack of each ReLU."""
-    walk = dataclasses.replace(self.forward.walk, planes=self.passage)
-    if v.id not in self.forward.program.perturbed or v.id in walk.ends(v):
-      x = self.forward.env[v.id]
+    backward = dataclasses.replace(self.intervals.backward, planes=self.passage)
+    if v.id not in self.intervals.program.perturbed or v.id in backward.ends(v):
+      x = self.intervals.env[v.id]
       return (as_interval(jnp.asarray(x)) if not is_set(x) else x), {}
 
-    def one(start: Functional) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
+    def one(start: LinearFunctional) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
       slack: dict[int, tuple[Any, Any]] = {}
 
       def passage(eqn: Equation) -> _Slope | None:
         found = self.passage(eqn)
-        operand, = (v.id for v in eqn.inputs if v.id in self.forward.program.perturbed)
+        operand, = (v.id for v in eqn.inputs if v.id in self.intervals.program.perturbed)
 
         def note(more):  # several maxima may act on one value
           slack[operand] = jax.tree.map(jnp.add, slack[operand], more) if operand in slack else more
         return found and dataclasses.replace(found, note=note)
-      back = dataclasses.replace(walk, planes=passage) if noting else walk
+      back = dataclasses.replace(backward, planes=passage) if noting else backward
       return back.concretise(back.back(start)), slack
-    return walk.over_elements(v, one, self.chunk)
+    return backward.over_elements(v, one, self.chunk)
 
 
 def _slope(z: Interval, c: Any, slopes: str) -> _Slope:

@@ -10,7 +10,7 @@ from ibpjax.core.sets import (
   Intermediates,
   validated,
 )
-from ibpjax.engine.intervals import Forward
+from ibpjax.engine.intervals import IntervalPass
 from ibpjax.engine.prepare import opened, precise
 
 
@@ -52,7 +52,7 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
     with precise(round_outward):
       args, kwargs = validated(args, kwargs)
       program, inputs, out_tree = opened(f, args, kwargs)
-      forward = Forward(program, inputs, intermediate, round_outward, returned=intermediates)
-      result = jax.tree.unflatten(out_tree, [forward.output(v, elide) for v in program.outputs])
-    return (result, forward.intermediates()) if intermediates else result
+      intervals = IntervalPass(program, inputs, intermediate, round_outward, returned=intermediates)
+      result = jax.tree.unflatten(out_tree, [intervals.output(v, elide) for v in program.outputs])
+    return (result, intervals.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())

@@ -14,9 +14,9 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Value
 from ibpjax.core.sets import Interval, is_set, validated
-from ibpjax.engine.forward import Form, Local, elementwise, identity, push_local
-from ibpjax.engine.functional import Dense, Functional, Row, dense, resting_on
-from ibpjax.engine.intervals import Forward
+from ibpjax.engine.forward import Form, PatchForm, elementwise, identity, push_local
+from ibpjax.engine.functional import Dense, LinearFunctional, Row, dense, resting_on
+from ibpjax.engine.intervals import IntervalPass
 from ibpjax.engine.prepare import opened, precise
 from ibpjax.primitives import affine, control
 from ibpjax.rules.accuracy import SUMS, roundings
@@ -54,45 +54,45 @@ def lbp(f: Callable, *, lines: Lines = tight, elide: bool = True, intermediates:
     with precise(round_outward):
       args, kwargs = validated(args, kwargs)
       program, inputs, out_tree = opened(f, args, kwargs)
-      forms: dict[int, Form | Local] = {}
-      forward = Forward(program, inputs, None, round_outward, intersect=intersect,
-                        tighten=lambda forward, v: Forms(forward, lines, forms).bound_elements(v))
-      last = Forms(forward, lines, forms)
-      found = [forward.output_by(v, last.bound_by_rows if elide else last.bound_elements) for v in program.outputs]
+      forms: dict[int, Form | PatchForm] = {}
+      intervals = IntervalPass(program, inputs, None, round_outward, intersect=intersect,
+                        tighten=lambda intervals, v: ForwardBounds(intervals, lines, forms).bound_elements(v))
+      last = ForwardBounds(intervals, lines, forms)
+      found = [intervals.output_by(v, last.bound_by_rows if elide else last.bound_elements) for v in program.outputs]
       result = jax.tree.unflatten(out_tree, found)
-    return (result, forward.intermediates()) if intermediates else result
+    return (result, intervals.intermediates()) if intermediates else result
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
 @dataclasses.dataclass(frozen=True)
-class Forms:
+class ForwardBounds:
   """The linear bounds of the values of a program, each computed when it is asked for.
 
   Attributes:
-    forward: a run on boxes that has come as far as these are asked for.
+    intervals: a run on boxes that has come as far as these are asked for.
     lines: the choice of slopes.
     made: value id -> its form, what has been computed.
     of_whole: in the body of a scan, the forms of the program that the inputs are those of.
   """
-  forward: Forward
+  intervals: IntervalPass
   lines: Lines
-  made: dict[int, Form | Local]
-  of_whole: Forms | None = None
+  made: dict[int, Form | PatchForm]
+  of_whole: ForwardBounds | None = None
 
   @property
-  def root(self) -> Forms:
+  def root(self) -> ForwardBounds:
     return self if self.of_whole is None else self.of_whole
 
   @property
   def inputs(self) -> list[Value]:
-    program = self.root.forward.program
+    program = self.root.intervals.program
     return [v for v in program.inputs if v.id in program.perturbed]
 
   def of(self, value: Value) -> Form:
     """The form of a perturbed value, with coefficients for the whole inputs."""
     return self._of(value).dense()
 
-  def _of(self, value: Value) -> Form | Local:
+  def _of(self, value: Value) -> Form | PatchForm:
     if not jnp.issubdtype(value.dtype, jnp.floating):
       return self._box(value)
     for eqn in self._needed(value):
@@ -104,13 +104,13 @@ class Forms:
   def _needed(self, value: Value) -> list[Equation]:
     """The equations whose forms are missing on the way to a value."""
     needed, found = {value.id}, []
-    for eqn in reversed(self.forward.program.equations):
+    for eqn in reversed(self.intervals.program.equations):
       if any(v.id in needed and v.id not in self.made for v in eqn.outputs):
         found.append(eqn)
-        needed |= {v.id for v in eqn.inputs if v.id in self.forward.program.perturbed}
+        needed |= {v.id for v in eqn.inputs if v.id in self.intervals.program.perturbed}
     return found[::-1]
 
-  def _identity(self, value: Value) -> Form | Local:
+  def _identity(self, value: Value) -> Form | PatchForm:
     number = [v.id for v in self.inputs].index(value.id)
     if len(self.inputs) == 1:
       return identity(value.shape, value.dtype)
@@ -129,19 +129,19 @@ class Forms:
     """A form of coefficients 0: the box of a value. Predicates have one that is 0, which nothing is multiplied by."""
     floating = jnp.issubdtype(v.dtype, jnp.floating)
     zero = jnp.zeros((sum(v.size for v in self.inputs), *v.shape), v.dtype if floating else self.inputs[0].dtype)
-    return Form(Interval(zero, zero), self.forward.env[v.id] if floating else Interval(zero[0], zero[0]))
+    return Form(Interval(zero, zero), self.intervals.env[v.id] if floating else Interval(zero[0], zero[0]))
 
   def _add(self, eqn: Equation) -> None:
-    env = self.forward.env
-    flags = [v.id in self.forward.program.perturbed for v in eqn.inputs]
+    env = self.intervals.env
+    flags = [v.id in self.intervals.program.perturbed for v in eqn.inputs]
     if not any(flags):
       return
     operands = [env[v.id] for v in eqn.inputs]
     linear = affine.is_affine(eqn, flags)
-    if eqn.key is P.scan_p and self.lines is not constant and not self.forward.round_outward:
+    if eqn.key is P.scan_p and self.lines is not constant and not self.intervals.round_outward:
       self._scan(eqn)
       return
-    planes = None if linear or self.lines is constant else self.forward.planes(eqn, self.lines)
+    planes = None if linear or self.lines is constant else self.intervals.planes(eqn, self.lines)
     if planes is None and not linear:
       self.made.update((v.id, self._box(v)) for v in eqn.outputs)
       return
@@ -154,7 +154,7 @@ class Forms:
       self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), form)
 
   def _pushed(self, eqn: Equation, planes: Any, operands: list[Any],
-              forms: list[Form | Local | None]) -> list[Form | Local]:
+              forms: list[Form | PatchForm | None]) -> list[Form | PatchForm]:
     """The forms of the outputs of an equation, but for rounding; local ones where they save coefficients."""
     own = [f for f in forms if f is not None]
     slots = [i for i, f in enumerate(forms) if f is not None]
@@ -166,7 +166,7 @@ class Forms:
 
     def push(*xs):
       return affine.push_forward(eqn, operands, dict(zip(slots, xs))) if planes is None else [planes.push(xs)]
-    narrow = [f for f in own if isinstance(f, Local)]
+    narrow = [f for f in own if isinstance(f, PatchForm)]
     if len(narrow) == len(own) and len(biases) == 1:
       local = None
       if planes is None:
@@ -174,22 +174,22 @@ class Forms:
       elif isinstance(planes, Slopes):
         local = elementwise(lambda *xs: push(*xs)[0], narrow, *biases)
       if local is not None:
-        saves = isinstance(local, Local) and np.prod(local.window) < np.prod(local.shape)
+        saves = isinstance(local, PatchForm) and np.prod(local.window) < np.prod(local.shape)
         return [local if saves else local.dense()]
     whole = jax.vmap(push)(*(f.dense().coefficients for f in own))
     return [Form(a, b) for a, b in zip(whole, biases, strict=True)]
 
   def _error(self, eqn: Equation, planes: Any, operands: list[Any],
-             forms: list[Form | Local | None]) -> Any:
+             forms: list[Form | PatchForm | None]) -> Any:
     """How far rounding may move the forms of the one output of an equation, and the output; None where it does not."""
-    if self.forward.walk.errors is None or (planes is None and eqn.key not in SUMS):
+    if self.intervals.backward.errors is None or (planes is None and eqn.key not in SUMS):
       return None
     sizes = [magnitude(x) if f is None else self._size(f) for x, f in zip(operands, forms)]
     v, flags = eqn.outputs[0], [f is not None for f in forms]
     if planes is None:
       error = of_affine(eqn, sizes, flags)
     else:
-      error = of_planes(eqn, planes, operands, sizes, self.forward.env[v.id], 8)
+      error = of_planes(eqn, planes, operands, sizes, self.intervals.env[v.id], 8)
     reach: Any = sum(map(jnp.sum, self._reach(error.dtype)))
     terms = sum(roundings(eqn, flags)) if planes is None else sum(x.size for x in sizes)
     vanished = (terms + 8) * float(jnp.finfo(v.dtype).tiny) * (1 + reach)  # what is too small to be kept
@@ -197,15 +197,15 @@ class Forms:
 
   def _reach(self, *dtypes: Any) -> list[Any]:
     """The absolute values of the inputs, in float32, or in float64 if that is one of these dtypes or theirs."""
-    inputs = [self.root.forward.env[v.id] for v in self.inputs]
+    inputs = [self.root.intervals.env[v.id] for v in self.inputs]
     wide = jnp.float64 if jnp.float64 in (*dtypes, *(x.dtype for x in inputs)) else jnp.float32
     return [magnitude(x).astype(wide) for x in inputs]
 
-  def _size(self, form: Form | Local) -> Any:
+  def _size(self, form: Form | PatchForm) -> Any:
     """What the absolute values of the terms of a form sum to: an array of the shape and dtype of the value."""
     dtype, reach = form.bias.dtype, self._reach(form.bias.dtype)
     form = jax.tree.map(lambda a: a.astype(reach[0].dtype), form)
-    if isinstance(form, Local):
+    if isinstance(form, PatchForm):
       sizes = jax.tree.map(lambda x: Interval(magnitude(x), magnitude(x)), form, is_leaf=is_set)
       found = sizes.over_elements(lambda row, bias: bias + affine.dot(row.coefficients, row.cut(reach[0])), 'upper')
     else:
@@ -217,30 +217,31 @@ class Forms:
     """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
     body, = eqn.bodies
     first, last = eqn.loop.first, eqn.loop.last
-    operands = control.lift(self.forward.operands(eqn), body.inputs, body)
+    operands = control.lift(self.intervals.operands(eqn), body.inputs, body)
 
     def floats(values, program):
       return [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in values]
 
     def enter(v, x):
-      return self.of(v) if v.id in self.forward.program.perturbed else self._point(x.lower)
+      return self.of(v) if v.id in self.intervals.program.perturbed else self._point(x.lower)
     entered = [enter(v, x) if m else x for v, x, m in zip(eqn.inputs, operands, floats(body.inputs, body), strict=True)]
-    wanted = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.forward.program)
+    preactivations = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.intervals.program)
 
     def step(carry, xs):
       given = [*entered[:first], *carry, *xs]
-      made: dict[int, Form | Local] = {v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
+      made: dict[int, Form | PatchForm] = {
+          v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
 
-      def forms(forward):
-        return Forms(forward, self.lines, made, self.root)
+      def forms(intervals):
+        return ForwardBounds(intervals, self.lines, made, self.root)
       boxes = [self.concretise(x) if isinstance(x, Form) else x for x in given]
-      inner = Forward(body, boxes, tighten=lambda forward, v: forms(forward).bound_elements(v), related=True)
+      inner = IntervalPass(body, boxes, tighten=lambda intervals, v: forms(intervals).bound_elements(v), related=True)
 
       def leave(v):
         return forms(inner).of(v) if v.id in body.perturbed else self._point(jnp.asarray(inner.env[v.id]))
       plain = [inner.env[v.id] for v in body.outputs]
       plain[:last - first] = control.lift(plain[:last - first], body.inputs[first:last], body)
-      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, wanted, strict=True)]
+      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, preactivations, strict=True)]
       return control.typed(out[:last - first], carry), out[last - first:]
 
     carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.loop.length,
@@ -252,20 +253,20 @@ class Forms:
     """The least of an affine function of the inputs, of coefficients (inputs,)."""
     parts = jnp.split(a, np.cumsum([v.size for v in self.inputs])[:-1])
     rows: dict[int, Row] = {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
-    return self.root.forward.walk.concretise(Functional(rows, bias)).lower
+    return self.root.intervals.backward.concretise(LinearFunctional(rows, bias)).lower
 
   def bound_elements(self, value: Value) -> Interval:
     """Bounds of each element of a value."""
     return self.concretise(self._of(value))
 
-  def concretise(self, form: Form | Local) -> Interval:
+  def concretise(self, form: Form | PatchForm) -> Interval:
     """The range of a form over the inputs."""
-    if isinstance(form, Local):
-      x, walk = self.inputs[0], self.root.forward.walk
+    if isinstance(form, PatchForm):
+      x, backward = self.inputs[0], self.root.intervals.backward
 
       def end(which):
         def range_(row, bias):
-          return getattr(walk.concretise(Functional({x.id: row}, bias)), which)
+          return getattr(backward.concretise(LinearFunctional({x.id: row}, bias)), which)
         return form.over_elements(range_, which)
       return Interval(end('lower'), end('upper'))
     shape = form.bias.shape
@@ -276,7 +277,7 @@ class Forms:
 
   def bound_by_rows(self, value: Value) -> Interval:
     """Bounds of each element of a value, pulled back through affine equations before forms are put in."""
-    back = self.forward.walk
+    back = self.intervals.backward
     forms = {j: self.of(v) for j, v in back.ends(value).items()}
     sizes = {j: self._size(form) for j, form in forms.items()} if back.errors is not None else {}
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from ibpjax.core.program import Value
 from ibpjax.core.sets import is_set, pytree
-from ibpjax.engine.backward import walk
-from ibpjax.engine.functional import Dense, Functional, resting_on
-from ibpjax.engine.intervals import Forward
-from ibpjax.methods.crown import prepared, tightener
-from ibpjax.methods.lbp import Forms
+from ibpjax.engine.backward import backward_pass
+from ibpjax.engine.functional import Dense, LinearFunctional, resting_on
+from ibpjax.engine.intervals import IntervalPass
+from ibpjax.methods.crown import intermediate_bounds, prepared
+from ibpjax.methods.lbp import ForwardBounds
 from ibpjax.rules.slopes import Lines, adaptive
 from ibpjax.xla.batching import over_rows
 
@@ -66,7 +66,8 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = adaptive
   def bounded(*args):
     given, (program, inputs, out_tree) = prepared(f, methods[method], args, {}, lines=lines, intersect=False,
                                                   round_outward=False)
-    forward = Forward(program, inputs, given, tighten=tightener(lines, chunk) if given is None else None)
+    tighten = intermediate_bounds(lines, chunk) if given is None else None
+    intervals = IntervalPass(program, inputs, given, tighten=tighten)
     perturbed = [v for v in program.inputs if v.id in program.perturbed]
 
     def in_arguments(parts):
@@ -78,15 +79,15 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = adaptive
       if v.id not in program.perturbed or v.dtype == jnp.bool_:
         raise TypeError(f'the function returns a {v.dtype}{list(v.shape)} that is boolean or does not depend on the '
                         'sets: it has no linear bounds; leave it out')
-      found = (_forward if method == 'lbp' else _backward)(forward, lines, v, perturbed, chunk)
+      found = (_forward if method == 'lbp' else _backward)(intervals, lines, v, perturbed, chunk)
       return LinearBounds(*(Affine(in_arguments(a), b) for a, b in found))
     return jax.tree.unflatten(out_tree, [bound(v) for v in program.outputs])
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
-def _backward(forward: Forward, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
+def _backward(intervals: IntervalPass, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
   """(coefficients, bias) below and above, by walks to the inputs; a box where a walk ends earlier is in the bias."""
-  back = walk(forward, lines)
+  back = backward_pass(intervals, lines)
   back.ends(value)
 
   def least(i, sign):
@@ -94,7 +95,7 @@ def _backward(forward: Forward, lines: Lines, value: Value, inputs: list[Value],
     found = back.back(resting_on(value, row))
     ends = dict(found.rows)
     a = [sign * ends.pop(v.id).coefficients if v.id in ends else jnp.zeros(v.shape, v.dtype) for v in inputs]
-    return a, sign * back.concretise(Functional(ends, found.offset)).lower
+    return a, sign * back.concretise(LinearFunctional(ends, found.offset)).lower
 
   def shaped(found):
     a, bias = found
@@ -103,9 +104,9 @@ def _backward(forward: Forward, lines: Lines, value: Value, inputs: list[Value],
   return [shaped(over_rows(functools.partial(least, sign=s), rows, back.width(), chunk)) for s in (1, -1)]
 
 
-def _forward(forward: Forward, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
+def _forward(intervals: IntervalPass, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
   """(coefficients, bias) below and above, carried forward."""
-  form = Forms(forward, lines, {}).of(value)
+  form = ForwardBounds(intervals, lines, {}).of(value)
 
   def split(a):
     parts, start = [], 0

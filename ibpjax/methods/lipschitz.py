@@ -13,7 +13,7 @@ from ibpjax.operators import spectral_convolutions
 from ibpjax.operators.networks import cut
 from ibpjax.operators.piece_errors import matrix_error
 from ibpjax.operators.piece_norms import piece_norm
-from ibpjax.operators.pieces import Piece
+from ibpjax.operators.pieces import AffineMap
 from ibpjax.operators.spectral import CERTIFYING, NormBound, power_of_2, weakest
 from ibpjax.operators.spectral_convolutions import Convolution
 
@@ -93,7 +93,7 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
   return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
-def _distances(piece: Piece) -> np.ndarray:
+def _distances(piece: AffineMap) -> np.ndarray:
   """The distances of the rows of a piece by explicit differences: expanded squares would cancel."""
   rows, off = piece.matrix(), np.linalg.norm(matrix_error(piece), axis=1)
   allowance = 1 + (rows.shape[1] + 4) * float(np.finfo(np.float64).eps)

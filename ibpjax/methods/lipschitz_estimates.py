@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ibpjax.core.sets import pytree
 from ibpjax.operators.networks import cut
-from ibpjax.operators.pieces import Piece
+from ibpjax.operators.pieces import AffineMap
 from ibpjax.operators.spectral import power_iteration, random_start
 
 
@@ -71,7 +71,7 @@ def lipschitz_estimate(f: Callable, *, argnum: int = -1, steps: int = 10) -> Cal
   return functools.update_wrapper(estimated, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
 
 
-def _rows(piece: Piece) -> Any:
+def _rows(piece: AffineMap) -> Any:
   """The rows of a map to a vector, flattened: (classes, size), in the dtype of the network."""
   into = tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in piece.source.outputs)
   pull = jax.linear_transpose(lambda xs: piece(xs)[0], into)

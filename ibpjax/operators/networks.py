@@ -12,7 +12,7 @@ from ibpjax.core.program import Program, rebind
 from ibpjax.core.sets import Interval, is_set, numbered
 from ibpjax.engine.prepare import ungrouped
 from ibpjax.operators.declared import declared_constant
-from ibpjax.operators.pieces import Piece, Unit, pieces, units
+from ibpjax.operators.pieces import AffineMap, Nonlinearity, pieces, units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Network:
     pieces: id of a unit -> the affine maps into its operands, one from each unit that these depend on directly.
   """
   program: Program
-  units: Sequence[Unit]
-  pieces: dict[int, list[Piece]]
+  units: Sequence[Nonlinearity]
+  pieces: dict[int, list[AffineMap]]
 
-  def into(self, unit: Unit) -> list[Piece]:
+  def into(self, unit: Nonlinearity) -> list[AffineMap]:
     """The affine maps into the operands of a unit."""
     return self.pieces.get(id(unit), [])
 
@@ -37,7 +37,7 @@ class Network:
     """Whether there is one output, of classes."""
     return len(self.program.outputs) == 1 and len(self.program.outputs[0].shape) == 1
 
-  def reach(self, norm: Callable[[Piece], Any]) -> tuple[dict[int, Any], Any]:
+  def reach(self, norm: Callable[[AffineMap], Any]) -> tuple[dict[int, Any], Any]:
     """(id of a unit -> by how much more than inputs its outputs may be apart, the same of all outputs), given norms."""
     found: dict[int, Any] = {id(self.units[0]): 1.}
     total: Any = 0.

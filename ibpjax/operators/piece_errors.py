@@ -13,13 +13,13 @@ import numpy as np
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation
-from ibpjax.operators.pieces import Piece
+from ibpjax.operators.pieces import AffineMap
 from ibpjax.primitives import affine
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
 
 
-def magnitudes(piece: Piece) -> Piece:
+def magnitudes(piece: AffineMap) -> AffineMap:
   """The piece with the magnitudes of its weights, sums in the place of differences."""
   known, equations = dict(piece.known), list[Equation]()
   for eqn in piece.equations:
@@ -35,13 +35,13 @@ def magnitudes(piece: Piece) -> Piece:
   return dataclasses.replace(piece, known=known, equations=tuple(equations))
 
 
-def roundings(piece: Piece) -> float:
+def roundings(piece: AffineMap) -> float:
   """gamma: by how much of its magnitude an entry may be off, with as many roundings as lie on any path."""
   count = 4 + sum(2 + _terms(piece, eqn) for eqn in piece.equations)
   return count * _UNIT / (1 - count * _UNIT)
 
 
-def _terms(piece: Piece, eqn: Equation) -> int:
+def _terms(piece: AffineMap, eqn: Equation) -> int:
   """How many terms the sums of an equation have, at most."""
   known = next((v for v in eqn.inputs if v.id not in piece.program.perturbed), None)
   if eqn.key is P.dot_general_p and known is not None:
@@ -52,7 +52,7 @@ def _terms(piece: Piece, eqn: Equation) -> int:
   return max(v.size for v in eqn.inputs) if eqn.key in affine.SUMS else 1
 
 
-def matrix_error(piece: Piece) -> np.ndarray:
+def matrix_error(piece: AffineMap) -> np.ndarray:
   """What the entries of `piece.matrix()` may be off by, an array of its shape."""
   with jax.enable_x64(True):
     return roundings(piece) * np.abs(magnitudes(piece).matrix())

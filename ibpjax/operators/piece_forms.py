@@ -10,7 +10,7 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Value
 from ibpjax.engine.patches import axes_moved
-from ibpjax.operators.pieces import Piece
+from ibpjax.operators.pieces import AffineMap
 from ibpjax.operators.spectral_convolutions import Convolution
 
 _MOST = 4096  # channels of a form; maps of larger vectors are no convolutions worth having
@@ -39,7 +39,7 @@ class Form:
         start <= 0 and start + n >= m for start, n, m in zip(self.start, self.size, size))
 
 
-def as_convolution(piece: Piece) -> Convolution | None:
+def as_convolution(piece: AffineMap) -> Convolution | None:
   """A piece that is one convolution, on images without batch. None for all else.
 
   Sums of convolutions with equal strides are one, so is a convolution with the identity beside it, and so are scales of
@@ -71,7 +71,7 @@ def _placed(form: Form, size: tuple[int, int]) -> Convolution:
   return Convolution(form.kernel, (seen[0], seen[1]), form.strides, (padding[0], padding[1]))
 
 
-def _layouts(piece: Piece, source: Value) -> list[tuple[str | None, ...]]:
+def _layouts(piece: AffineMap, source: Value) -> list[tuple[str | None, ...]]:
   """How the axes of the source may be meant: as convolutions use them, and as one vector."""
   rank, found = len(source.shape), list[tuple[str | None, ...]]()
   for eqn in piece.equations:
@@ -106,7 +106,7 @@ def _identities(values: Sequence[Value], layout: tuple[str | None, ...]) -> dict
           for v, n, end in zip(values, channels, ends)}
 
 
-def _formed(piece: Piece, eqn: Equation, forms: dict[int, Form | None], size: tuple[int, int]) -> list[Form | None]:
+def _formed(piece: AffineMap, eqn: Equation, forms: dict[int, Form | None], size: tuple[int, int]) -> list[Form | None]:
   """The forms of the results of an equation, by those of its perturbed operands; `size` of the image they are of."""
   moving = [v for v in eqn.inputs if v.id in piece.program.perturbed]
   given = [form for v in moving if v.id in forms and (form := forms[v.id]) is not None]
@@ -150,7 +150,7 @@ def _aligned(forms: Sequence[Form]) -> tuple[tuple[int, int], list[np.ndarray]]:
   return (first, second), laid
 
 
-def _of_one(piece: Piece, eqn: Equation, forms: dict[int, Form | None], form: Form, size: tuple[int, int],
+def _of_one(piece: AffineMap, eqn: Equation, forms: dict[int, Form | None], form: Form, size: tuple[int, int],
             ) -> Form | None:
   """The form of the one result of an equation that does not put values beside each other."""
   out = eqn.outputs[0]
@@ -196,7 +196,7 @@ def _sum(a: Form, b: Form) -> Form | None:
   return dataclasses.replace(a, kernel=laid[0] + laid[1], start=start)
 
 
-def _channels(piece: Piece, v: Value, layout: tuple[str | None, ...], shape: tuple[int, ...]) -> np.ndarray | None:
+def _channels(piece: AffineMap, v: Value, layout: tuple[str | None, ...], shape: tuple[int, ...]) -> np.ndarray | None:
   """A known operand as one number for each channel, if it is the same at all places."""
   x = np.asarray(piece.known[v.id], np.float64)
   if x.ndim not in (0, len(shape)):
@@ -209,7 +209,7 @@ def _channels(piece: Piece, v: Value, layout: tuple[str | None, ...], shape: tup
   return least if np.array_equal(least, greatest) else None
 
 
-def _scaled(piece: Piece, eqn: Equation, form: Form) -> Form | None:
+def _scaled(piece: AffineMap, eqn: Equation, form: Form) -> Form | None:
   slot = 0 if eqn.inputs[0].id in piece.program.perturbed else 1
   factors = _channels(piece, eqn.inputs[1 - slot], form.layout, eqn.inputs[slot].shape)
   if factors is None or (eqn.key is P.div_p and not factors.all()):
@@ -217,7 +217,7 @@ def _scaled(piece: Piece, eqn: Equation, form: Form) -> Form | None:
   return dataclasses.replace(form, kernel=form.kernel * (1 / factors if eqn.key is P.div_p else factors))
 
 
-def _padded(piece: Piece, eqn: Equation, form: Form, size: tuple[int, int]) -> Form | None:
+def _padded(piece: AffineMap, eqn: Equation, form: Form, size: tuple[int, int]) -> Form | None:
   """Zeros around a form that does not mix places and has the whole image."""
   config = {name: c for name, c in zip(form.layout, eqn.params['padding_config'])}
   others = [c for name, c in zip(form.layout, eqn.params['padding_config']) if name not in ('h', 'w')]
@@ -231,7 +231,7 @@ def _padded(piece: Piece, eqn: Equation, form: Form, size: tuple[int, int]) -> F
                              size=(form.size[0] + low + high, form.size[1] + left + right))
 
 
-def _convolved(piece: Piece, eqn: Equation, form: Form, whole: tuple[int, int]) -> Form | None:
+def _convolved(piece: AffineMap, eqn: Equation, form: Form, whole: tuple[int, int]) -> Form | None:
   """A convolution of a form: of one that does not mix places; or one that itself does not."""
   p = eqn.params
   dilated = max(*p['lhs_dilation'], *p['rhs_dilation'], p['feature_group_count'], p['batch_group_count']) > 1
@@ -270,7 +270,7 @@ class Contraction:
   rest: tuple[int, ...]
 
 
-def contraction(piece: Piece, eqn: Equation) -> Contraction:
+def contraction(piece: AffineMap, eqn: Equation) -> Contraction:
   """What a dot_general without batches multiplies its perturbed operand with."""
   slot = 0 if eqn.inputs[0].id in piece.program.perturbed else 1
   moving, known = eqn.inputs[slot], np.asarray(piece.known[eqn.inputs[1 - slot].id], np.float64)
@@ -282,7 +282,7 @@ def contraction(piece: Piece, eqn: Equation) -> Contraction:
                      tuple(n for i, n in enumerate(moving.shape) if i not in along))
 
 
-def _contracted(piece: Piece, eqn: Equation, form: Form) -> Form | None:
+def _contracted(piece: AffineMap, eqn: Equation, form: Form) -> Form | None:
   """A dense layer on the one pixel of a form: its whole value, contracted along all axes or the last one."""
   if eqn.params['dimension_numbers'][1][0] or form.size != (1, 1):
     return None

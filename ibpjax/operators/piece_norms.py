@@ -13,13 +13,13 @@ from ibpjax.core.program import Equation, unsupported
 from ibpjax.operators import spectral
 from ibpjax.operators.piece_errors import magnitudes, matrix_error, roundings
 from ibpjax.operators.piece_forms import as_convolution, contraction
-from ibpjax.operators.pieces import Piece, Unit, overlaps
+from ibpjax.operators.pieces import AffineMap, Nonlinearity, overlaps
 from ibpjax.operators.spectral import NormBound, weakest
 from ibpjax.operators.spectral_convolutions import Convolution
 from ibpjax.primitives import affine
 
 
-def piece_norm(piece: Piece, by: Callable[[Convolution], NormBound]) -> NormBound:
+def piece_norm(piece: AffineMap, by: Callable[[Convolution], NormBound]) -> NormBound:
   """A bound of the norm of a piece, with what rounding may have done to its numbers."""
   if (convolution := as_convolution(piece)) is not None:
     off = as_convolution(magnitudes(piece))
@@ -43,7 +43,7 @@ def _widened(found: NormBound, error: float) -> NormBound:
   return dataclasses.replace(found, value=np.inf if np.isnan(value) else value, kind=kind, slack=slack)
 
 
-def _by_parts(piece: Piece, by: Callable[[Convolution], NormBound]) -> NormBound:
+def _by_parts(piece: AffineMap, by: Callable[[Convolution], NormBound]) -> NormBound:
   """The norms of a piece's equations, multiplied along ways and added where these meet."""
   reach = {v.id: 1. for v in piece.source.outputs}
   kinds, failure = set[str](), 0.
@@ -68,7 +68,7 @@ _MOVES = frozenset({
     jax.lax.split_p, jax.lax.stack_p, jax.lax.unstack_p})
 
 
-def _of_equation(piece: Piece, eqn: Equation, by: Callable[[Convolution], NormBound]) -> NormBound:
+def _of_equation(piece: AffineMap, eqn: Equation, by: Callable[[Convolution], NormBound]) -> NormBound:
   """A bound of the norm of one equation: in each perturbed operand of a move, in the only one of all else."""
   exact = functools.partial(NormBound, kind='upper', slack=0.)
   if eqn.key in _MOVES:
@@ -90,7 +90,8 @@ def _of_equation(piece: Piece, eqn: Equation, by: Callable[[Convolution], NormBo
     return exact(float(np.max(1 / x if eqn.key is P.div_p else x, initial=0)))
   if eqn.key is P.dot_general_p and not eqn.params['dimension_numbers'][1][0]:  # the same for each row of the other
     return spectral.dense(contraction(piece, eqn).weights)
-  alone = Piece(piece.program, piece.known, Unit((), (before,), 1., ''), Unit(eqn.outputs, (), 1., ''), (eqn,))
+  first, last = Nonlinearity((), (before,), 1., ''), Nonlinearity(eqn.outputs, (), 1., '')
+  alone = AffineMap(piece.program, piece.known, first, last, (eqn,))
   if (convolution := as_convolution(alone)) is not None:
     return by(convolution)
   if before.size * eqn.outputs[0].size <= spectral.WHOLE and affine.is_affine(

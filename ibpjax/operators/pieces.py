@@ -21,7 +21,7 @@ _EXTREMES = (P.max_p, P.min_p)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Unit:
+class Nonlinearity:
   """A nonlinear operation: (operands) -> (outputs), both stacked, changes by at most `constant` times as much.
 
   The input of a program is a unit without operands, its outputs are the operands of a unit without outputs.
@@ -34,12 +34,12 @@ class Unit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class AffineMap:
   """The linear part of an affine map between two units."""
   program: Program
   known: dict[int, Any]
-  source: Unit
-  target: Unit
+  source: Nonlinearity
+  target: Nonlinearity
   equations: tuple[Equation, ...]
 
   def __call__(self, xs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -83,7 +83,7 @@ def _columns(apply: Any, into: Sequence[Any]) -> np.ndarray:
   return np.concatenate([np.asarray(run(eye[:, i:i + 256].T)) for i in range(0, sum(sizes), 256)], axis=1)
 
 
-def _in_float64(piece: Piece) -> Piece:
+def _in_float64(piece: AffineMap) -> AffineMap:
   """The same map on arrays of float64."""
   def wide(v: Value) -> Value:
     return dataclasses.replace(v, dtype=np.dtype(np.float64)) if jnp.issubdtype(v.dtype, jnp.floating) else v
@@ -99,10 +99,10 @@ def _in_float64(piece: Piece) -> Piece:
            for i, x in piece.known.items()}
   source, target = (dataclasses.replace(u, operands=tuple(map(wide, u.operands)), outputs=tuple(map(wide, u.outputs)))
                     for u in (piece.source, piece.target))
-  return Piece(piece.program, known, source, target, tuple(map(wider, piece.equations)))
+  return AffineMap(piece.program, known, source, target, tuple(map(wider, piece.equations)))
 
 
-def units(program: Program) -> list[Unit]:
+def units(program: Program) -> list[Nonlinearity]:
   """The nonlinear operations of a program in order, the input first and the outputs last.
 
   max(a, b) and min(a, b) of the same two values are one unit: together they only exchange elements.
@@ -110,7 +110,7 @@ def units(program: Program) -> list[Unit]:
   Raises:
     NotImplementedError: an operation that is neither affine nor known to be Lipschitz; names it and the line.
   """
-  found = [Unit((), tuple(v for v in program.inputs if v.id in program.perturbed), 1., 'input')]
+  found = [Nonlinearity((), tuple(v for v in program.inputs if v.id in program.perturbed), 1., 'input')]
   pairs: dict[tuple[int, ...], tuple[int, Any]] = {}
   for eqn in program.equations:
     flags = [v.id in program.perturbed for v in eqn.inputs]
@@ -124,8 +124,8 @@ def units(program: Program) -> list[Unit]:
       continue
     if eqn.key in _EXTREMES and len(key) == 2 and key[0] != key[1]:
       pairs[key] = len(found), eqn.key
-    found.append(Unit(moving, eqn.outputs, constant(eqn, flags), eqn.name, source_line(eqn)))
-  return [*found, Unit(tuple(v for v in program.outputs if v.id in program.perturbed), (), 1., 'output')]
+    found.append(Nonlinearity(moving, eqn.outputs, constant(eqn, flags), eqn.name, source_line(eqn)))
+  return [*found, Nonlinearity(tuple(v for v in program.outputs if v.id in program.perturbed), (), 1., 'output')]
 
 
 def constant(eqn: Equation, flags: Sequence[bool]) -> float:
@@ -154,11 +154,11 @@ def overlaps(eqn: Equation) -> int:
   return int(np.prod([-(-n // s) if d == 1 else n for n, s, d in zip(window, strides, dilation)]))
 
 
-def pieces(program: Program, known: dict[int, Any], ordered: Sequence[Unit]) -> dict[int, list[Piece]]:
+def pieces(program: Program, known: dict[int, Any], ordered: Sequence[Nonlinearity]) -> dict[int, list[AffineMap]]:
   """Id of a unit -> the affine maps into its operands, one from each unit that these depend on directly."""
   maker = {v.id: eqn for eqn in program.equations for v in eqn.outputs}
   owner = {v.id: i for i, unit in enumerate(ordered) for v in unit.outputs}
-  found = dict[int, list[Piece]]()
+  found = dict[int, list[AffineMap]]()
   for target in ordered[1:]:
     passed, ends = set[int](), set[int]()
     stack = [v.id for v in target.operands]
@@ -170,5 +170,5 @@ def pieces(program: Program, known: dict[int, Any], ordered: Sequence[Unit]) -> 
         passed.add(id(maker[at]))
         stack += [v.id for v in maker[at].inputs if v.id in program.perturbed]
     equations = tuple(eqn for eqn in program.equations if id(eqn) in passed)
-    found[id(target)] = [Piece(program, known, ordered[j], target, equations) for j in sorted(ends)]
+    found[id(target)] = [AffineMap(program, known, ordered[j], target, equations) for j in sorted(ends)]
   return found

@@ -14,7 +14,7 @@ from ibpjax.core.row import Elementwise, kinks
 from ibpjax.core.sets import Interval, centre_radius, concrete
 from ibpjax.primitives.elementwise import TABLE
 from ibpjax.rules.slopes import Lines, Steered, with_gradient_of
-from ibpjax.xla.materialize import pin
+from ibpjax.xla.materialize import materialize
 
 # Rows that bound one perturbed operand wherever it stands; of the others, the first.
 _ANY_SLOT = frozenset({P.max_p, P.min_p, P.pow_p})
@@ -90,13 +90,13 @@ def best_lines(x: Interval, at: tuple[Any, ...], lines: Lines,
   """
   if isinstance(lines, Steered) and lines.shares is not None:
     exact, beside = ([k for k, in _finite_lists(ks, x)] for ks in lines.slopes(at, tilted))
-    (below, low), (above, high) = _supporting(pin(exact), tilted)
+    (below, low), (above, high) = _supporting(materialize(exact), tilted)
     (_, least), (_, most) = _supporting(beside, tilted)
     return (below, with_gradient_of(least, low)), (above, with_gradient_of(most, high))
   below, above = _least_area(x, lines(*at), tilted)
   if isinstance(lines, Steered):
     lines.begin((below, above), at, tilted)
-  return _supporting(pin((below, above)), tilted)
+  return _supporting(materialize((below, above)), tilted)
 
 
 def _supporting(slopes: Sequence[Any], tilted: Callable[[Any], Interval]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -105,7 +105,7 @@ def _supporting(slopes: Sequence[Any], tilted: Callable[[Any], Interval]) -> tup
   An intercept that overflows to the wrong side of the function is cut to the greatest number there is.
   """
   below, above = slopes
-  low, high = pin((tilted(below).lower, tilted(above).upper))
+  low, high = materialize((tilted(below).lower, tilted(above).upper))
   greatest = jnp.finfo(low.dtype).max
   low = jnp.where(jnp.isnan(low), -jnp.inf, jnp.minimum(low, greatest))
   high = jnp.where(jnp.isnan(high), jnp.inf, jnp.maximum(high, -greatest))

@@ -12,11 +12,11 @@ from ibpjax.core.program import rebind, trace
 from ibpjax.core.sets import Interval, is_set
 from ibpjax.primitives import affine
 from ibpjax.primitives.reductions import times
-from ibpjax.xla.select import choose
+from ibpjax.xla.select import select
 
 
 @dataclasses.dataclass(frozen=True)
-class Planes:
+class LinearRelaxation:
   """One affine function below the result of an equation and one above.
 
   Attributes:
@@ -40,11 +40,11 @@ class Planes:
     """A lower bound of `<rows[0], result>`: rows on the perturbed operands, and an offset."""
     row, = rows
     up = row > 0
-    return self.pull(row, up), affine.dot(row, choose(up, self.low, self.high))
+    return self.pull(row, up), affine.dot(row, select(up, self.low, self.high))
 
 
 @dataclasses.dataclass(frozen=True)
-class Slopes(Planes):
+class Slopes(LinearRelaxation):
   """sum_i below[i] x_i + low <= out <= sum_i above[i] x_i + high, element by element.
 
   Attributes:
@@ -58,7 +58,7 @@ class Slopes(Planes):
     return Slopes(*jax.tree.map(cut, (self.low, self.high, self.below, self.above)))
 
   def pull(self, row: Any, up: Any) -> list[Any]:
-    return [row * choose(up, b, a) for b, a in zip(self.below, self.above)]
+    return [row * select(up, b, a) for b, a in zip(self.below, self.above)]
 
   def push(self, xs: Sequence[Interval]) -> Interval:
     def least(slopes, lower, upper):
@@ -68,7 +68,7 @@ class Slopes(Planes):
 
 
 @dataclasses.dataclass(frozen=True)
-class Maps(Planes):
+class Maps(LinearRelaxation):
   """below(*x) + low <= out <= above(*x) + high, where `below` and `above` are linear maps.
 
   Attributes:

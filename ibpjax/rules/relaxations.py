@@ -22,13 +22,13 @@ from ibpjax.core.program import Equation, evaluate, rebind
 from ibpjax.core.sets import Interval, as_interval, centre_radius, is_set
 from ibpjax.primitives.reductions import times
 from ibpjax.rules.elementwise import best_lines, enclose, enclosing, reciprocal, relu, row, square
-from ibpjax.rules.planes import Maps, Planes, Slopes
+from ibpjax.rules.planes import LinearRelaxation, Maps, Slopes
 from ibpjax.rules.slopes import Lines
-from ibpjax.xla.materialize import pin
+from ibpjax.xla.materialize import materialize
 
 
 def planes(eqn: Equation, operands: Sequence[Any], lines: Lines, bounds: Bounds,
-           u: float) -> Planes | None:
+           u: float) -> LinearRelaxation | None:
   """Planes of an equation over boxes, or None: those of slope 0.
 
   Args:
@@ -75,7 +75,7 @@ def _linearised(key: Composite, operands: Sequence[Any]) -> Maps | None:
     return None
   push, left = found
   box = key.image(operands, 0.)
-  better = pin(left.width < box.width)
+  better = materialize(left.width < box.width)
   def linear(*xs):
     return jnp.where(better, push(*xs), 0)
   zeros = tuple(jnp.zeros_like(x.lower) for x in operands if is_set(x))
@@ -109,7 +109,7 @@ def _product(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes:
     nearly = 64 * jnp.finfo(one.dtype).eps * (jnp.abs(one) + jnp.abs(other))  # ties are frequent: not by rounding
     first = one >= other - nearly
     return jnp.where(first, a, c), jnp.where(first, b, d)
-  (a, b), (c, d) = pin(tuple(_finite(p) for pair, sign in zip(corners, (1, -1)) for p in [chosen(pair, sign)]))
+  (a, b), (c, d) = materialize(tuple(_finite(p) for pair, sign in zip(corners, (1, -1)) for p in [chosen(pair, sign)]))
 
   def off(a, b):  # x y - b x - a y at the corners, where it has its extremes
     return [times(u, v) - times(b, u) - times(a, v) for u in (x.lower, x.upper) for v in (y.lower, y.upper)]
@@ -137,7 +137,7 @@ def _quotient(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes | 
   inverse = Interval(jnp.where(away, 1 / jnp.where(away, y.upper, 1), 1),
                      jnp.where(away, 1 / jnp.where(away, y.lower, 1), 1))
   (a, r), (w, s) = centre_radius(x), centre_radius(inverse)
-  usable = pin(away & jnp.isfinite(r) & jnp.isfinite(s))
+  usable = materialize(away & jnp.isfinite(r) & jnp.isfinite(s))
   rising = a >= 0
   keep = functools.partial(jnp.where, usable)
   below = keep(a * jnp.where(rising, low[0], high[0]), 0)
@@ -166,7 +166,7 @@ def _pair(x: Interval, y: Interval, lines: Lines) -> tuple[Any, Any, Any]:
   apart = Interval(x.lower - y.upper, x.upper - y.lower)
   _, above = enclosing(relu, jax.nn.relu, apart, (), lines)
   greater = centre_radius(apart)[0] >= 0
-  s = pin(jnp.where(apart.lower >= 0, True, jnp.where(apart.upper <= 0, False, greater)))
+  s = materialize(jnp.where(apart.lower >= 0, True, jnp.where(apart.upper <= 0, False, greater)))
   return s.astype(x.dtype), *above
 
 
@@ -218,7 +218,7 @@ def _greatest(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Maps | No
     constant = times(1 - t, constant) + c
     reached = Interval(jnp.maximum(reached.lower, low), jnp.maximum(reached.upper, high))
   best = jnp.argmax(jnp.stack(lower), 0)
-  flat = pin([lax.stop_gradient((best == i).astype(x.dtype)) for i in range(len(lower))])
+  flat = materialize([lax.stop_gradient((best == i).astype(x.dtype)) for i in range(len(lower))])
   known = jnp.where(reached.lower > -jnp.inf, 0, -jnp.inf)
   below, above = join(flat), join(weights)
   if sign > 0:
@@ -263,7 +263,7 @@ def _selected(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes | 
   if len(cases) != 2 or not is_set(which) or which.dtype != jnp.bool_:
     return None
   no, yes = map(as_interval, cases)
-  always, never = pin((which.lower, ~which.upper))
+  always, never = materialize((which.lower, ~which.upper))
   dtype = eqn.outputs[0].dtype
   slopes = [(c.astype(dtype), x) for c, x in ((never, cases[0]), (always, cases[1])) if is_set(x)]
   known = [jnp.where(c, 0 if is_set(x) else x, 0) for c, x in ((never, cases[0]), (always, cases[1]))]
@@ -281,7 +281,7 @@ def _identity(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes:
   return Slopes(jnp.zeros_like(one), jnp.zeros_like(one), (one,), (one,))
 
 
-Rule = Callable[[Equation, Sequence[Any], Lines], Planes | None]
+Rule = Callable[[Equation, Sequence[Any], Lines], LinearRelaxation | None]
 TABLE: dict[Any, Rule] = {
     P.mul_p: _product,
     P.div_p: _quotient,

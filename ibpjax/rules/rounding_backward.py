@@ -23,7 +23,7 @@ from ibpjax.core.subnormal import least_kept
 from ibpjax.primitives import affine
 from ibpjax.primitives.reductions import times
 from ibpjax.rules.accuracy import SUMS, of_value, roundings, unit
-from ibpjax.rules.planes import Maps, Planes, Slopes
+from ibpjax.rules.planes import LinearRelaxation, Maps, Slopes
 from ibpjax.rules.rounding import flushed, gamma, magnitude, vanished
 
 
@@ -45,7 +45,7 @@ class Errors:
     """The number of roundings of an offset, to which each equation adds at most four terms, errors among them."""
     return 4 * len(self.program.equations) + 8
 
-  def at(self, eqn: Equation, planes: Planes | None) -> Any:
+  def at(self, eqn: Equation, planes: LinearRelaxation | None) -> Any:
     """Errors of a coefficient 1 on each element of an equation's one output; None where nothing is rounded."""
     if id(eqn) not in self.found:
       operands = [self.env[v.id] for v in eqn.inputs]
@@ -75,7 +75,7 @@ def of_affine(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any
   return relative + flushed(eqn, sizes, flags) + 2 * (count[0] + 1) * least_kept(eqn.outputs[0].dtype)
 
 
-def of_planes(eqn: Equation, planes: Planes, operands: Sequence[Any], sizes: Sequence[Any], out: Interval,
+def of_planes(eqn: Equation, planes: LinearRelaxation, operands: Sequence[Any], sizes: Sequence[Any], out: Interval,
               count: float) -> Any:
   """The error of planes around the output of an equation.
 
@@ -109,7 +109,7 @@ def of_planes(eqn: Equation, planes: Planes, operands: Sequence[Any], sizes: Seq
   return error + gamma(count + 8, u) * intercepts
 
 
-def _reach(planes: Planes, sizes: Sequence[Any]) -> Any:
+def _reach(planes: LinearRelaxation, sizes: Sequence[Any]) -> Any:
   """The absolute values of the terms of planes, summed."""
   if isinstance(planes, Slopes):
     return sum(times(jnp.maximum(jnp.abs(a), jnp.abs(b)), x.astype(a.dtype))

@@ -24,7 +24,7 @@ from ibpjax.rules.slopes import Lines, adaptive
 from ibpjax.training.attacks import usual_step
 from ibpjax.training.losses import kl_divergence, natural_loss, robust_loss
 from ibpjax.training.regularizers import LEAST_RADIUS, Regularizer
-from ibpjax.xla.materialize import pin
+from ibpjax.xla.materialize import materialize
 
 Objective = Callable[..., tuple[Any, dict[str, Any]]]
 _ROOM = 1 << 19  # elements of all rows of an example, wherever these are widest
@@ -160,7 +160,7 @@ def _mixed(one: Callable, linear: Callable[[Any, Interval, Any, Interval, Interm
 
   def mixture():
     # pinned, and so are the sums of all gradients to them
-    found = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, pin(inside))
+    found = jax.vmap(linear, (*over, 0, 0))(params, box, labels, bounds, materialize(inside))
     part = weight.astype(by_ibp.dtype)
     return part * found + jnp.where(part < 1, (1 - part) * jnp.where(part < 1, by_ibp, 0), 0)
   return lax.cond((weight > 1e-5) & (eps > 0), mixture, lambda: by_ibp), weight

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def pin(chosen: Any) -> Any:
+def materialize(chosen: Any) -> Any:
   """The same arrays (floats or booleans), computed once and not again wherever they are used.
 
   XLA computes cheap values anew in each kernel that needs them, and not always to the same bits: a
@@ -27,7 +27,7 @@ def _opposite(x: Any, _: None) -> tuple[Any, None]:
 
 
 @jax.custom_jvp
-def pin_cotangents(x: Any) -> Any:
+def materialize_cotangents(x: Any) -> Any:
   """The same arrays of floats; what their derivatives are multiplied by in reverse mode is computed once.
 
   For values of two uses before a layer with batch norm, whose sums would each compute that sum of two anew.
@@ -35,6 +35,6 @@ def pin_cotangents(x: Any) -> Any:
   return x
 
 
-@pin_cotangents.defjvp
+@materialize_cotangents.defjvp
 def _pin_cotangents_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-  return primals[0], pin(tangents[0])
+  return primals[0], materialize(tangents[0])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 @jax.custom_jvp
-def choose(first: Any, a: Any, b: Any) -> Any:
+def select(first: Any, a: Any, b: Any) -> Any:
   """`jnp.where(first, a, b)` for floats that are not NaN, with its derivative.
 
   Numbers too small to be normal may become 0, as in a product.
@@ -20,7 +20,7 @@ def choose(first: Any, a: Any, b: Any) -> Any:
   return jnp.minimum(jnp.maximum(a, -inf), jnp.maximum(b, inf))
 
 
-@choose.defjvp
+@select.defjvp
 def _choose_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Any, Any]:
   first, (_, da, db) = primals[0], tangents
-  return choose(*primals), jnp.where(first, da, db)
+  return select(*primals), jnp.where(first, da, db)
