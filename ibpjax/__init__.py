@@ -1,6 +1,9 @@
 """Guaranteed bounds on the outputs of any JAX function, as function transformations."""
-from ibpjax import nn
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ibpjax._version import __version__
+from ibpjax.core.row import Elementwise
 from ibpjax.core.sets import ExpectedInterval, Intermediates, Interval, LpBall, linf_ball, lp_ball
 from ibpjax.core.specification import batched, margins
 from ibpjax.methods.alpha_crown import alpha_crown
@@ -13,7 +16,6 @@ from ibpjax.methods.linear_bounds import Affine, LinearBounds, linear_bounds
 from ibpjax.methods.lipschitz import LipschitzBound, lipschitz
 from ibpjax.methods.lipschitz_estimates import LipschitzEstimate, lipschitz_estimate
 from ibpjax.primitives.registration import elementwise
-from ibpjax.rules.elementwise import Elementwise
 from ibpjax.rules.slopes import adaptive, constant, tight
 from ibpjax.verification.certify import Certificate, certify
 from ibpjax.verification.radius import certified_radius
@@ -29,3 +31,13 @@ __all__ = [
     'jacobian_bounds', 'lbp', 'linear_bounds', 'linf_ball', 'lipschitz', 'lipschitz_estimate', 'local_lipschitz',
     'lp_ball', 'margins', 'nn', 'tight',
 ]
+
+if TYPE_CHECKING:
+  from ibpjax import nn
+
+
+def __getattr__(name: str) -> Any:
+  """Imports `ibpjax.nn`, which needs Flax, and `ibpjax.training`, which needs optax too, where they are first used."""
+  if name in ('nn', 'training'):
+    return importlib.import_module(f'ibpjax.{name}')
+  raise AttributeError(f'module ibpjax has no attribute {name!r}')

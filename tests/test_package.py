@@ -18,15 +18,19 @@ def refuse(*args, **kwargs):
   raise OSError('a connection at import')
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 sys.path.insert(0, sys.argv[1])
-import ibpjax, ibpjax.training, ibpjax.training.checkpoints
+import jax
+before = set(sys.modules)
+import ibpjax
+heavy = [name for name in ('flax', 'optax', 'scipy.sparse', 'scipy.linalg', 'orbax', 'matplotlib')
+         if name in set(sys.modules) - before]
+import ibpjax.training, ibpjax.training.checkpoints
 files = {}
 for name, module in list(sys.modules.items()):
   if name.split('.')[0] in ('flax', 'ibpjax', 'jax') and getattr(module, '__file__', None):
     files.setdefault(module.__file__, set()).add((name, id(module)))
 twice = {file: sorted(found) for file, found in files.items() if len({i for _, i in found}) > 1}
-import jax
 bounds = ibpjax.ibp(lambda x: x * x)(ibpjax.linf_ball(jax.numpy.ones(2), .5))
-print(json.dumps(dict(file=ibpjax.__file__, twice=twice, flax='flax.nnx' in sys.modules,
+print(json.dumps(dict(file=ibpjax.__file__, twice=twice, heavy=heavy, flax='flax.nnx' in sys.modules,
                       tests=[n for n in sys.modules if n.split('.')[0] in ('tensorflow', 'torch', 'experiments')],
                       bounds=[bounds.lower.tolist(), bounds.upper.tolist()])))
 """
@@ -65,6 +69,7 @@ def test_the_wheel_imports_alone(wheel, tmp_path):
   found = json.loads(done.stdout)
   assert found['file'].startswith(str(tmp_path))
   assert not found['twice']
+  assert not found['heavy'], 'loaded by `import ibpjax` alone'
   assert found['flax']
   assert not found['tests']
   assert found['bounds'] == [[.25, .25], [2.25, 2.25]]

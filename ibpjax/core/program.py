@@ -8,12 +8,12 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax
-import flax.errors
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
@@ -93,9 +93,18 @@ def evaluate(program: Program, inputs: Sequence[Any]) -> list[Any]:
   return [env[v.id] for v in program.outputs]
 
 
-_JAX, _OWN = os.path.dirname(jax.__file__) + os.sep, os.path.dirname(os.path.abspath(__file__)) + os.sep
+_JAX = os.path.dirname(jax.__file__) + os.sep
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _folder(library: str) -> str:
+  """Where a library lies, which is not imported for it."""
+  found = importlib.util.find_spec(library)
+  return os.path.dirname(found.origin) + os.sep if found is not None and found.origin is not None else os.sep
+
+
 # Frames of these say how a layer is written; the user wants to know which of their lines called it.
-_LIBRARIES = (_JAX, _OWN, os.path.dirname(flax.__file__) + os.sep, contextlib.__file__, functools.__file__)
+_LIBRARIES = (_JAX, _OWN, _folder('flax'), contextlib.__file__, functools.__file__)
 
 
 def source_line(eqn: Equation) -> str:
@@ -324,15 +333,22 @@ def trace(f: Callable, args: tuple, kwargs: dict, keep: Callable[[dict[str, Any]
     a, k = jax.tree.unflatten(tree, [next(it) if d else x for x, d in zip(leaves, dynamic)])
     try:
       out, out_tree = jax.tree.flatten(f(*a, **k))
-    except flax.errors.TraceContextError as e:
-      e.add_note('A Flax module that the function closes over changed its state while it was bounded. Call '
-                 'model.eval() first; or pass the module as an argument, which an nnx.RNN needs in any mode.')
+    except Exception as e:
+      if is_trace_context_error(e):
+        e.add_note('A Flax module that the function closes over changed its state while it was bounded. Call '
+                   'model.eval() first; or pass the module as an argument, which an nnx.RNN needs in any mode.')
       raise
     return out
 
   representatives = [x.lower if isinstance(x, Interval) else x.centre if isinstance(x, LpBall) else x for x in inputs]
   closed = jax.make_jaxpr(flat)(*representatives)
   return _build(closed, [is_set(x) for x in inputs], keep), inputs, out_tree
+
+
+def is_trace_context_error(error: Exception) -> bool:
+  """Whether a Flax module refused to change its state from within a trace; Flax is not imported to know."""
+  errors = sys.modules.get('flax.errors')
+  return errors is not None and isinstance(error, errors.TraceContextError)
 
 
 def code_of(f: Callable, *args: Any) -> tuple[jex.ClosedJaxpr, Any]:

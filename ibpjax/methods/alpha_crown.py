@@ -4,11 +4,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.extend.core import primitives as P
 
@@ -25,6 +24,9 @@ from ibpjax.methods.crown import checked_intermediate, prepared, unstable
 from ibpjax.rules.elementwise import row as rule_of
 from ibpjax.rules.rounding_backward import Errors
 from ibpjax.rules.slopes import Lines, Steered, adaptive, with_gradient_of
+
+if TYPE_CHECKING:
+  import optax
 
 # Start of a walk -> output of an equation that it passes -> shares (below, above) of the slopes there, for each
 # function enclosed: one for each sign of the rows; of the starts under 'own', also one for each element, where its
@@ -70,7 +72,9 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
   checked_intermediate(intermediate)
   if steps < 1:
     raise ValueError(f'steps is {steps}: alpha-CROWN optimises in at least one; `crown` does not optimise')
-  optimizer = optax.adam(optax.exponential_decay(.25, 1, .98), eps=1e-12) if optimizer is None else optimizer
+  if optimizer is None:
+    import optax
+    optimizer = optax.adam(optax.exponential_decay(.25, 1, .98), eps=1e-12)
   objective = total_width if objective is None else objective
 
   def bounded(*args, **kwargs):
@@ -110,7 +114,7 @@ def _descend(loss: Callable, optimizer: optax.GradientTransformation, steps: int
     gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
     with jax.numpy_dtype_promotion('standard'):
       updates, moments = optimizer.update(gradient, moments, shares)
-      moved = optax.apply_updates(shares, updates)
+      moved = jax.tree.map(jnp.add, shares, updates)
     shares = jax.tree.map(lambda t, old: jnp.clip(t, 0, 1).astype(old.dtype), moved, shares)
     return (shares, moments, jax.tree.map(intersection, best, found, is_leaf=is_set)), None
   (shares, _, best), _ = lax.scan(step, (shares, optimizer.init(shares), best), length=steps)

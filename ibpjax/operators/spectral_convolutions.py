@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import scipy.linalg
-import scipy.sparse
 from jax import lax
 
 from ibpjax.operators.spectral import WHOLE, NormBound, dense, gram, lanczos, power_of_2, rounded_up
+
+if TYPE_CHECKING:
+  import scipy.sparse
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
 _NUMBERS = ('NHWC', 'HWIO', 'NHWC')
@@ -79,6 +80,7 @@ class Convolution:
 
   def sparse(self) -> scipy.sparse.csr_matrix:
     """The matrix of the map, pixels in the order (height, width, channel)."""
+    import scipy.sparse
     (n, m), (high, wide) = self.size, self.outputs
     into, out = self.kernel.shape[2:]
     padding = self.padding_around if self.circular else self.padding
@@ -196,6 +198,7 @@ def by_cholesky(convolution: Convolution, candidate: float, margin: float = 1e-6
 
   Source: Rump, BIT 46, 2006, for factorisations as proofs; the allowance is derived.
   """
+  import scipy.linalg
   convolution, unit = _scaled(convolution)
   matrix = convolution.sparse()
   product = (matrix.T @ matrix).tocoo()

@@ -15,10 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.errors
-from flax import nnx
-
-from ibpjax.core.program import code_of, performed, user_line
+from ibpjax.core.program import code_of, is_trace_context_error, performed, user_line
 
 _REMEDIES = ('put the model in evaluation mode first: model.eval() (NNX), deterministic=True and '
              'use_running_average=True (Linen), eqx.nn.inference_mode(model) (Equinox)')
@@ -63,8 +60,8 @@ def evaluated(f: Callable, params: Any, x: Any, allow_random: bool) -> tuple[Any
                      f'Certificates are of one example at a time: {_REMEDIES}')
   try:
     code, shapes = code_of(f, params, x)
-  except flax.errors.TraceContextError as e:
-    if flagged:
+  except Exception as e:
+    if flagged and is_trace_context_error(e):
       raise ValueError(f'{_listed(flagged)}: that is training mode, where it draws random numbers; {_REMEDIES}') from e
     raise
   norms = [_lines(norm) for norm in _batch_norms()]
@@ -96,9 +93,10 @@ def _found(x: Any, where: str, seen: dict[int, Any]) -> Iterator[Layer]:
   if id(x) in seen or isinstance(x, (type, types.ModuleType, str, bytes, int, float, type(None))):
     return
   seen[id(x)] = x
-  if isinstance(x, nnx.GraphDef):
+  nnx = sys.modules.get('flax.nnx')  # of libraries that nobody has loaded there are no layers
+  if nnx is not None and isinstance(x, nnx.GraphDef):
     x = nnx.merge(x, [None] * x.num_leaves)
-  if isinstance(x, nnx.Module):
+  if nnx is not None and isinstance(x, nnx.Module):
     for path, module in nnx.iter_modules(x):
       yield from _flags(module, '.'.join(map(str, (where, *path))))
     return
@@ -167,7 +165,7 @@ def _is_equinox(x: Any) -> bool:
 
 def _batch_norms() -> list[Any]:
   """The batch norms of those libraries that are loaded."""
-  loaded = [nnx, sys.modules.get('flax.linen'), sys.modules.get('equinox.nn')]
+  loaded = map(sys.modules.get, ('flax.nnx', 'flax.linen', 'equinox.nn'))
   return [library.BatchNorm for library in loaded if library is not None]
 
 
