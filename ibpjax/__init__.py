@@ -7,7 +7,7 @@ from ibpjax.core.row import Elementwise
 from ibpjax.core.sets import ExpectedInterval, Intermediates, Interval, LpBall, linf_ball, lp_ball
 from ibpjax.core.specification import batched, margins
 from ibpjax.methods.alpha_crown import alpha_crown
-from ibpjax.methods.crown import METHODS, crown
+from ibpjax.methods.crown import crown
 from ibpjax.methods.etb import Companion, etb, etb_companion
 from ibpjax.methods.ibp import ibp
 from ibpjax.methods.jacobian import jacobian_bounds, local_lipschitz
@@ -22,7 +22,6 @@ from ibpjax.verification.radius import certified_radius
 from ibpjax.xla.compiling import warn_of_wrong_values
 
 warn_of_wrong_values()
-METHODS['lbp'] = lbp, ('lines', 'intersect', 'round_outward')
 
 __all__ = [
     'Affine', 'Certificate', 'Companion', 'Elementwise', 'ExpectedInterval', 'Intermediates', 'Interval',

@@ -14,15 +14,12 @@ from ibpjax.engine.backward import backward_pass
 from ibpjax.engine.functional import BackwardPass, Dense, resting_on
 from ibpjax.engine.intervals import IntervalPass, nan_to_unbounded
 from ibpjax.engine.prepare import opened, precise
-from ibpjax.methods.ibp import ibp
+from ibpjax.methods.registry import INTERMEDIATE
 from ibpjax.primitives import affine
 from ibpjax.rules import relaxations
 from ibpjax.rules.planes import Slopes
 from ibpjax.rules.slopes import Lines, adaptive
 from ibpjax.xla.batching import over_rows
-
-# How bounds of intermediate values are computed, by name: transformations that can return them, and their options.
-METHODS: dict[str, tuple[Callable[..., Callable], tuple[str, ...]]] = {'ibp': (ibp, ('round_outward',))}
 
 
 def crown(f: Callable, *, intermediate: str | Intermediates | Callable = 'crown', lines: Lines = adaptive,
@@ -79,8 +76,8 @@ def checked_intermediate(intermediate: Any) -> None:
   if not isinstance(intermediate, str | Intermediates) and not callable(intermediate):
     raise TypeError(f'intermediate is {type(intermediate).__name__}; it is the name of a method, Intermediates, or a '
                     'transformation that returns them')
-  if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in METHODS:
-    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(METHODS)}, Intermediates, or a '
+  if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in INTERMEDIATE:
+    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(INTERMEDIATE)}, Intermediates, or a '
                      'transformation that returns them')
 
 
@@ -104,7 +101,7 @@ def _given(f: Callable, intermediate: Any, args: tuple, kwargs: dict, options: d
   if intermediate == 'crown':
     return None
   if isinstance(intermediate, str):
-    method, taken = METHODS[intermediate]
+    method, taken = INTERMEDIATE[intermediate]
     return method(f, intermediates=True, **{name: options[name] for name in taken})(*args, **kwargs)[1]
   remedy = 'a transformation called with intermediates=True returns (bounds, Intermediates), as ibpjax.ibp does'
   name = getattr(intermediate, '__name__', repr(intermediate))
