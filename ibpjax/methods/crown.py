@@ -77,8 +77,8 @@ def checked_intermediate(intermediate: Any) -> None:
     raise TypeError(f'intermediate is {type(intermediate).__name__}; it is the name of a method, Intermediates, or a '
                     'transformation that returns them')
   if isinstance(intermediate, str) and intermediate != 'crown' and intermediate not in INTERMEDIATE:
-    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(INTERMEDIATE)}, Intermediates, or a '
-                     'transformation that returns them')
+    raise ValueError(f'intermediate is {intermediate!r}; it is one of crown, {", ".join(INTERMEDIATE)}, Intermediates, '
+                     'or a transformation that returns them')
 
 
 def prepared(f: Callable, intermediate: Any, args: tuple, kwargs: dict,
