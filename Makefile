@@ -24,8 +24,8 @@ LAWS := $(patsubst %,tests/test_%.py,rows linear scans slopes forms windows roun
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python -m experiments.train --dataset=digits --model=dm_small --eps=0.1 --out=runs/digits
-	$(BIN)/python -m experiments.certify --run=runs/digits
+	$(BIN)/ibpjax train --dataset=digits --model=dm_small --eps=0.1 --out=runs/digits
+	$(BIN)/ibpjax certify --run=runs/digits
 
 test: .venv/installed
 	$(BIN)/python $(PYTEST) -m 'not slow'

@@ -1,4 +1,4 @@
-"""Experiment binaries: run them from the repository root, e.g. `python -m experiments.train`."""
+"""Scripts that reproduce papers and measure: run them from the repository root, e.g. `python -m experiments.benchmark`."""
 import importlib.metadata
 import os
 

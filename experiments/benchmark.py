@@ -21,8 +21,10 @@ from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import architectures, commands, contest, logs, runs, scaling
+from experiments import contest, scaling
 from experiments.timing import in_turn
+from ibpjax.cli import architectures, commands
+from ibpjax.runs import directory, logs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list('nets', ['dm_small', 'dm_medium', 'cnn7'], 'Networks to measure.')
@@ -98,7 +100,7 @@ def build(name: str) -> tuple[Any, tuple[int, ...], dict[str, Callable]]:
   """A network, the shape of one example, and the bounds to measure."""
   if name in architectures.NAMES:
     return *architectures.build(name), ANY_NETWORK
-  return runs.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0)), SHAPES[name], CLASSIFIER
+  return directory.MODELS[name](input_shape=SHAPES[name], classes=10, rngs=nnx.Rngs(0)), SHAPES[name], CLASSIFIER
 
 
 def beside(peers: dict[str, str], nets: list[str]) -> None:
@@ -149,7 +151,7 @@ def main() -> None:
   if peers:
     beside(peers, FLAGS.nets)
     return
-  print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
+  print(f'{directory.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} pairs')
   columns = f'{"network ms":>10} {"bound ms":>10} {"ratio":>6} {"cost":>6} {"compile s":>9} {"temp MB":>8}'
   print(f'{"network":<11} {"bound":<22} {columns}')
   for name in FLAGS.nets:

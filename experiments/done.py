@@ -9,8 +9,9 @@ import sys
 
 from absl import flags
 
-from experiments import commands, runs
-from experiments.flags import define_radii
+from ibpjax.cli import commands
+from ibpjax.cli.flags import define_radii
+from ibpjax.runs import directory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('run', 'runs/digits', 'Folder of the run.')
@@ -21,7 +22,10 @@ flags.DEFINE_integer('examples', None, 'Examples that it is to be certified on; 
 
 def main() -> None:
   run = pathlib.Path(FLAGS.run).expanduser()
-  done = runs.is_trained(run) if FLAGS.stage == 'trained' else runs.is_certified(run, FLAGS.eps, FLAGS.examples)
+  if FLAGS.stage == 'trained':
+    done = directory.is_trained(run)
+  else:
+    done = directory.is_certified(run, FLAGS.eps, FLAGS.examples)
   sys.exit(0 if done else 1)
 
 

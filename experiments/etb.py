@@ -21,11 +21,13 @@ import numpy as np
 from absl import flags
 
 import ibpjax
-from experiments import commands, logs, plots
-from experiments.evaluation import example_key
-from experiments.flags import define_integers, define_radii
-from experiments.opened import open_run
+from ibpjax.cli import commands
+from ibpjax.cli.flags import define_integers, define_radii
+from ibpjax.plotting import figures
+from ibpjax.runs import logs
+from ibpjax.runs.load_run import open_run
 from ibpjax.training.attacks import pgd_by_steps
+from ibpjax.verification.evaluation import example_key
 from ibpjax.verification.expected import drops, expectations
 from ibpjax.verification.report import radius_text
 
@@ -192,8 +194,8 @@ def random_networks(out: pathlib.Path) -> None:
   print(text)
   logs.write(out / 'depth.md', text)
   logs.write(out / 'random.json', json.dumps(dict(blocks=found, depth=rows), indent=1) + '\n')
-  plots.expected_blocks(out / 'blocks.png', found)
-  plots.expected_depth(out / 'depth.png', rows)
+  figures.expected_blocks(out / 'blocks.png', found)
+  figures.expected_depth(out / 'depth.png', rows)
 
 
 def main() -> None:
@@ -206,7 +208,7 @@ def main() -> None:
   rows = [row for run in FLAGS.runs for row in of_run(pathlib.Path(run).expanduser())]
   logs.write(out / 'runs.md', logs.markdown_table(HEAD, list(map(cells, rows))))
   logs.write(out / 'runs.json', json.dumps(rows, indent=1) + '\n')
-  plots.expected_runs(out / 'runs.png', rows)
+  figures.expected_runs(out / 'runs.png', rows)
 
 
 if __name__ == '__main__':

@@ -12,8 +12,10 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import commands, logs, plots_lipschitz, runs
-from experiments.radii import of_examples, over
+from ibpjax.cli import commands
+from ibpjax.plotting import lipschitz_figures
+from ibpjax.runs import directory, logs
+from ibpjax.verification.lipschitz_cascade import of_examples, over
 from ibpjax.verification.report import radius_text
 
 FLAGS = flags.FLAGS
@@ -23,7 +25,7 @@ flags.DEFINE_string('out', 'lipschitz', 'Folder for tables and pictures.')
 
 def opened(folder: pathlib.Path) -> dict[str, Any]:
   """What a folder holds of a certified run, or one clear error."""
-  config, path = runs.read_config(folder), folder / 'certificate.json'
+  config, path = directory.read_config(folder), folder / 'certificate.json'
   found = json.loads(path.read_text()) if path.exists() else {}
   if not found.get('results') or found['settings'].get('norm') != 'l2':
     raise FileNotFoundError(f'{folder} has no l2 certificates: run `python -m experiments.certify --run={folder} '
@@ -66,16 +68,16 @@ def main() -> None:
   logs.write(out / 'runs.md', text)
   logs.write(out / 'runs.json', json.dumps({k: dict(results=v['results'], audit=v['audit']) for k, v in found.items()},
                                            indent=1) + '\n')
-  plots_lipschitz.radii(out / 'radii.png', {name: run['radii'] for name, run in found.items()})
-  plots_lipschitz.rotation(out / 'rotation.png', {name: run['metrics'] for name, run in found.items()})
+  lipschitz_figures.radii(out / 'radii.png', {name: run['radii'] for name, run in found.items()})
+  lipschitz_figures.rotation(out / 'rotation.png', {name: run['metrics'] for name, run in found.items()})
   pictures = ['radii.png', 'rotation.png']
   if audits := {name: run['audit'] for name, run in found.items() if run['audit']}:
-    plots_lipschitz.tightness(out / 'tightness.png', audits)
+    lipschitz_figures.tightness(out / 'tightness.png', audits)
     pictures.append('tightness.png')
   rows = [dict(block=run['config'].get('block') or 'linear', depth=run['config'].get('depth'), eps=r['eps'],
                verified=100 - r['verified_error']) for run in found.values() for r in run['results']]
   if len({row['depth'] for row in rows}) > 1 and None not in {row['depth'] for row in rows}:
-    plots_lipschitz.depth(out / 'depth.png', rows)
+    lipschitz_figures.depth(out / 'depth.png', rows)
     pictures.append('depth.png')
   print(text, end='')
   print(', '.join(f'{out}/{name}' for name in ('runs.md', 'runs.json', *pictures)))

@@ -18,12 +18,14 @@ import numpy as np
 from absl import app, flags
 
 import ibpjax
-from experiments import commands, logs, radii
 from experiments.lipschitz import opened
-from experiments.opened import open_run
+from ibpjax.cli import commands
 from ibpjax.operators import spectral, spectral_convolutions
 from ibpjax.operators.spectral import NormBound
 from ibpjax.operators.spectral_convolutions import Convolution
+from ibpjax.runs import logs
+from ibpjax.runs.load_run import open_run
+from ibpjax.verification import lipschitz_cascade
 from ibpjax.verification.report import radius_text
 
 FLAGS = flags.FLAGS
@@ -93,17 +95,17 @@ def main() -> None:
   balls = [r['eps'] for r in opened(run)['results']]
   trained = open_run(run, FLAGS.data_dir, 'test', None)
   with jax.enable_x64(True):
-    params = jax.tree.map(radii.wide, trained.params)
+    params = jax.tree.map(lipschitz_cascade.wide, trained.params)
     forward = jax.jit(jax.vmap(trained.f, (None, 0)))
     pixels = trained.facts.pixels
-    logits = np.concatenate([forward(params, radii.wide(pixels(part))) for part in np.array_split(
+    logits = np.concatenate([forward(params, lipschitz_cascade.wide(pixels(part))) for part in np.array_split(
         trained.images, -(-len(trained.images) // 500))])
     rows = found_by(trained.f, params, jnp.zeros(trained.facts.shape, jnp.float64), FLAGS.seed)
   least = rows[-1][2]  # of the longest power iteration
   head = ['norm of convolutions', 'kind', 'bound', 'above power iteration', *(f'VRA {radius_text(e)}' for e in balls),
           'seconds']
   text = logs.markdown_table(head, [
-      [name, kind, f'{value:.6g}', f'{100 * (radii.over(value, least) - 1):+.3f} %',
+      [name, kind, f'{value:.6g}', f'{100 * (lipschitz_cascade.over(value, least) - 1):+.3f} %',
        *(f'{verified(logits, trained.labels, pairs, eps):.2f}' for eps in balls), f'{seconds:.1f}']
       for name, kind, value, pairs, seconds in rows])
   logs.write(run / 'norms.md', text)

@@ -11,8 +11,8 @@ import numpy as np
 from absl import flags
 
 import ibpjax
-from experiments import commands
-from experiments.plots import finish, plt
+from ibpjax.cli import commands
+from ibpjax.plotting.figures import finish, plt
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', 'docs/picture.png', 'File of the picture.')

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.extend.core import primitives as P
 
-from experiments import commands
+from ibpjax.cli import commands
 from ibpjax.composites import composites, univariate
 from ibpjax.core.row import Elementwise
 from ibpjax.primitives import affine, control, elementwise, integers, nonlinear

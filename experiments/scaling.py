@@ -19,8 +19,8 @@ import optax
 from flax import nnx
 
 import ibpjax
-from experiments import runs
 from ibpjax import training
+from ibpjax.runs import directory
 from ibpjax.training import parallel
 
 # Peaks of one device: operations a second in bfloat16, bytes a second of memory, and of links, in one direction.
@@ -66,7 +66,8 @@ def exchanged(text: str) -> dict[str, tuple[int, int]]:
 
 def step(work: Workload, mesh: Any, layout: str) -> Any:
   """The compiled step of a workload on a mesh, with one of `LAYOUTS`."""
-  model = runs.MODELS[work.model](input_shape=work.shape, classes=work.classes, rngs=nnx.Rngs(0), **dict(work.options))
+  model = directory.MODELS[work.model](input_shape=work.shape, classes=work.classes, rngs=nnx.Rngs(0),
+                                       **dict(work.options))
   optimizer, estimate, carried = optax.adam(1e-3), None, None
   objective: Any = training.ibp_objective
   if work.loss == 'emma':

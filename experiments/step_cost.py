@@ -22,9 +22,11 @@ import optax
 from absl import app, flags
 
 import ibpjax
-from experiments import commands, datasets, pipeline, runs
 from experiments.timing import in_turn, timed
 from ibpjax import training
+from ibpjax.cli import commands
+from ibpjax.data import datasets, pipeline
+from ibpjax.runs import directory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list('models', ['mlp', 'dm_small'], 'Networks to measure.')
@@ -52,8 +54,8 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, Any]:
   facts = datasets.FACTS[FLAGS.dataset]
   optimizer = optax.adam(1e-4)
   config = dict(model=name) | {option: FLAGS[option].value for option in ('valid', 'width', 'depth')
-                               if name in runs.OPTIONS[option]}
-  model = runs.build_model(config, facts, 0)
+                               if name in directory.OPTIONS[option]}
+  model = directory.build_model(config, facts, 0)
   graphdef, state = training.TrainState.create(model, optimizer)
   key = jax.random.key(0)
   mixed = training.linear(.5, 0, 100, initial=1.)
@@ -84,14 +86,14 @@ def measure(name: str, feed: pipeline.Resident) -> dict[str, Any]:
 def main() -> None:
   if unknown := set(FLAGS.losses) - set(OBJECTIVES):
     raise app.UsageError(f'--losses={",".join(sorted(unknown))}: known are {", ".join(OBJECTIVES)}')
-  if unknown := set(FLAGS.models) - set(runs.MODELS):
-    raise app.UsageError(f'--models={",".join(sorted(unknown))}: known are {", ".join(runs.MODELS)}')
+  if unknown := set(FLAGS.models) - set(directory.MODELS):
+    raise app.UsageError(f'--models={",".join(sorted(unknown))}: known are {", ".join(directory.MODELS)}')
   facts, rng = datasets.FACTS[FLAGS.dataset], np.random.default_rng(0)
   count = max(20 * FLAGS.batch_size, 10_000)
   images = rng.integers(0, 256, (count, *facts.shape), np.uint8)
   labels = rng.integers(0, facts.classes, count).astype(np.int32)
   feed = pipeline.Resident(datasets.Split(images, labels), FLAGS.batch_size, 0)
-  print(f'{runs.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} rounds')
+  print(f'{directory.versions()["devices"]}, jax {jax.__version__}, batch {FLAGS.batch_size}, {FLAGS.repeats} rounds')
   print(f'{"network":<13} {"loss":<10} {"ms":>9} {"ratio":>6} {"XLA cost":>9} {"input":>7}')
   for name in FLAGS.models:
     found = measure(name, feed)

@@ -19,9 +19,11 @@ from absl import app, flags
 from flax import nnx
 
 import ibpjax
-from experiments import commands, logs, plots, runs
-from experiments.flags import define_radii
-from experiments.opened import open_run
+from ibpjax.cli import commands
+from ibpjax.cli.flags import define_radii
+from ibpjax.plotting import figures
+from ibpjax.runs import directory, logs
+from ibpjax.runs.load_run import open_run
 from ibpjax.verification.analysis import propagation_tightness
 from ibpjax.verification.neurons import neuron_states
 from ibpjax.verification.report import radius_text
@@ -108,19 +110,19 @@ def main() -> None:
   ratios = np.concatenate([tightest(params, x) for x, in batches(images)])
   print(f'propagation tightness {ratios.mean():.4f}, deviation {ratios.std():.4f}')
   pictures = ['tightness.png', 'margins.png']
-  plots.margins(run / 'margins.png', least, f'{len(images)} test examples, lower bounds at eps '
+  figures.margins(run / 'margins.png', least, f'{len(images)} test examples, lower bounds at eps '
                 f'{radius_text(of_margins[0])}')
-  plots.tightness(run / 'tightness.png', radii, found, f'{opened.config["dataset"]}, {len(images)} test examples')
+  figures.tightness(run / 'tightness.png', radii, found, f'{opened.config["dataset"]}, {len(images)} test examples')
   try:
     model = nnx.merge(opened.graphdef, *params)
     states = {radius_text(eps): neuron_states(model, images, eps) for eps in of_margins}
-    plots.neuron_states(run / 'neurons.png', states[radius_text(of_margins[0])],
+    figures.neuron_states(run / 'neurons.png', states[radius_text(of_margins[0])],
                         f'{len(images)} test examples, IBP at eps {radius_text(of_margins[0])}')
     pictures.append('neurons.png')
   except ValueError as error:
     print(f'no states of neurons: {error}')
     states = {}
-  settings = dict(examples=len(images), of=opened.of, eps=radii, versions=runs.versions())
+  settings = dict(examples=len(images), of=opened.of, eps=radii, versions=directory.versions())
   logs.write(run / 'tightness.json', json.dumps(dict(**settings, widths=found, margins=table, states=states,
                                                     propagation=dict(mean=float(ratios.mean()),
                                                                      deviation=float(ratios.std())))) + '\n')

@@ -6,21 +6,22 @@ It reads one request a line and answers with one line, both JSON. {do: build, ne
 builds and compiles, and leaves the bounds in a file; {do: run} bounds again, for a tenth of a second at least, and
 answers with wall and CPU seconds of one time and with the peak of memory beyond what was used before the first
 bound; {do: unstable} asks ours for the fraction of unstable neurons. One thread, one CPU; freed memory is kept
-(see `experiments.allocation`).
+(see `ibpjax.cli.allocation`).
 """
 import itertools
 import json
 import os
 import pathlib
 import re
+import runpy
 import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from experiments import allocation
-
+# By its file: in the environment of a peer there may be no JAX, which the package imports.
+ALLOCATION = runpy.run_path(str(pathlib.Path(__file__).parent.parent / 'ibpjax' / 'cli' / 'allocation.py'))
 # Convolutions (channels, kernel size, stride), then dense layers: Gowal et al. 2018, without padding.
 NETS = {
     'mlp': ((28, 28, 1), [], [256, 256]),
@@ -235,7 +236,7 @@ def main():
   # Nothing of the libraries is imported before this: they count the CPUs that they may use.
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  allocation.keep()
+  ALLOCATION['keep']()
   replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
   backend = dict(ibpjax=ours, auto_lirpa=auto_lirpa, jax_verify=jax_verify)[sys.argv[1]]
   run: Any = None
@@ -248,7 +249,7 @@ def main():
       out = request.pop('out')
       run, extra = backend(**request)
       reply['build'] = time.perf_counter() - wall
-      allocation.give_back()
+      ALLOCATION['give_back']()
       before = peak(since_now=True)
       np.save(out, ends(run()))
     elif what == 'run':

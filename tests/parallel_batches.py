@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from experiments import pipeline
+from ibpjax.data import pipeline
 from ibpjax.training import parallel
 
 

@@ -4,7 +4,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from experiments.datasets import Split
+from ibpjax.data.datasets import Split
 
 
 def jpeg(pixels, mode='RGB'):

@@ -70,14 +70,14 @@ import commands
 def run(command):
   main = sys.modules['__main__']
   main.__spec__ = main.__file__ = None  # or what is forked would run it first
-  python, option, module, *flags = command
-  assert (python, option) == (sys.executable, '-m')
-  done = commands.run(module, *flags)
+  python, option, *flags = command
+  assert (python, option, flags.pop(0)) == (sys.executable, '-m', 'ibpjax')
+  done = commands.run('ibpjax', *flags)
   print(done.stdout, done.stderr, flush=True)
   return done
 subprocess.run = run
-sys.argv = ['experiments.front', *{{flags}}]
-runpy.run_module('experiments.front', run_name='__main__')
+sys.argv = ['ibpjax', 'sweep', *{{flags}}]
+runpy.run_module('ibpjax', run_name='__main__')
 '''
 
 

@@ -7,8 +7,8 @@ from checks import box_around, holds, samples, shrunk
 from flax import nnx
 from interpreted import interpreted
 
-from experiments import architectures
 from ibpjax import Interval, ibp
+from ibpjax.cli import architectures
 from ibpjax.composites.patterns import grouped
 from ibpjax.core.program import trace
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import runs
+from ibpjax.runs import directory
 from ibpjax.training.checkpoints import CheckpointError, Checkpoints, fill
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -257,7 +257,7 @@ runpy.run_module('experiments.train', run_name='__main__')
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-  with runs.alone(tmp_path / 'run'):
+  with directory.alone(tmp_path / 'run'):
     done = trained(tmp_path / 'run')
   assert done.returncode != 0
   assert 'is being trained by another process' in done.stderr
@@ -265,23 +265,23 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 def test_a_run_killed_while_its_config_is_written_starts_again(tmp_path):
   (tmp_path / 'config.json.new').write_text('{"flags": ')
-  runs.begin(tmp_path, dict(eps=.1))
-  runs.begin(tmp_path, dict(eps=.1, out='elsewhere'))
-  assert len(runs.read_versions(tmp_path)) == 1
-  other = runs.versions() | dict(commit='another')
+  directory.begin(tmp_path, dict(eps=.1))
+  directory.begin(tmp_path, dict(eps=.1, out='elsewhere'))
+  assert len(directory.read_versions(tmp_path)) == 1
+  other = directory.versions() | dict(commit='another')
   (tmp_path / 'config.json').write_text(json.dumps(dict(flags=dict(eps=.1), versions=[other])))
-  runs.begin(tmp_path, dict(eps=.1))
-  assert [v['commit'] for v in runs.read_versions(tmp_path)] == ['another', runs.versions()['commit']]
+  directory.begin(tmp_path, dict(eps=.1))
+  assert [v['commit'] for v in directory.read_versions(tmp_path)] == ['another', directory.versions()['commit']]
   (tmp_path / 'notes.txt').write_text('mine')
   (tmp_path / 'config.json').unlink()
   with pytest.raises(ValueError, match='holds files and is not the folder of a run'):
-    runs.begin(tmp_path, dict(eps=.1))
+    directory.begin(tmp_path, dict(eps=.1))
 
 
 def test_flags_younger_than_a_run_had_their_defaults(tmp_path):
-  runs.begin(tmp_path, dict(eps=.1))
-  runs.begin(tmp_path, dict(eps=.1, alpha=.5), dict(eps=.2, alpha=.5))
+  directory.begin(tmp_path, dict(eps=.1))
+  directory.begin(tmp_path, dict(eps=.1, alpha=.5), dict(eps=.2, alpha=.5))
   with pytest.raises(ValueError, match=r'--alpha=.* there and'):
-    runs.begin(tmp_path, dict(eps=.1, alpha=.3), dict(eps=.2, alpha=.5))
+    directory.begin(tmp_path, dict(eps=.1, alpha=.3), dict(eps=.2, alpha=.5))
   with pytest.raises(ValueError, match=r'--eps=.* there and'):
-    runs.begin(tmp_path, dict(eps=.2, alpha=.5), dict(eps=.2, alpha=.5))
+    directory.begin(tmp_path, dict(eps=.2, alpha=.5), dict(eps=.2, alpha=.5))

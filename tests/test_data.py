@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pictures import Given, jpeg, smooth
 
-from experiments import datasets, pipeline, sources
-from experiments.datasets import FACTS, Split, Stream, load
+from ibpjax.data import datasets, pipeline, sources
+from ibpjax.data.datasets import FACTS, Split, Stream, load
 
 ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT / '../shared/tfds'

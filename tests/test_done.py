@@ -9,7 +9,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from experiments import runs
+from ibpjax.runs import directory
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = dict(examples=100, of=100)
@@ -34,17 +34,17 @@ def certificate(run, settings, *results):
     (SETTINGS, [dict(eps=.2, examples=100)], dict(examples=1000), True)])                     # more than there are
 def test_certified_is_a_summary_of_all_that_was_asked_for(tmp_path, settings, results, asked, finished):
   """Finds a certificate that is taken for finished because it is there, or because some of it is done."""
-  assert runs.is_certified(certificate(tmp_path, settings, *results), **asked) == finished
+  assert directory.is_certified(certificate(tmp_path, settings, *results), **asked) == finished
 
 
 def test_trained_is_the_checkpoint_of_the_last_step(tmp_path):
   """Finds a run that is taken for trained because of a picture or an earlier checkpoint."""
   (tmp_path / 'curves.png').write_bytes(b'')
-  assert not runs.is_trained(tmp_path)
-  assert not runs.is_certified(tmp_path)
+  assert not directory.is_trained(tmp_path)
+  assert not directory.is_certified(tmp_path)
   for finished in (False, True):
-    runs.checkpoints(tmp_path).save(1 + finished, dict(x=jnp.zeros(2)), dict(finished=finished))
-    assert runs.is_trained(tmp_path) == finished
+    directory.checkpoints(tmp_path).save(1 + finished, dict(x=jnp.zeros(2)), dict(finished=finished))
+    assert directory.is_trained(tmp_path) == finished
 
 
 # Training and comparisons are but written down, and so are certifications: they do not come to an end.

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import ibpjax
-from experiments import evaluation, plots_lipschitz, radii
-from experiments.flags import radius
+from ibpjax.cli.flags import radius
+from ibpjax.plotting import lipschitz_figures
 from ibpjax.training import parallel
+from ibpjax.verification import evaluation, lipschitz_cascade
 from ibpjax.verification.report import summarise
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -108,7 +109,7 @@ def test_a_tighter_method_sees_what_remains_and_nothing_is_compiled_twice(tmp_pa
     traced.append(x)
     return f(params, x)
 
-  monkeypatch.setattr(ibpjax, 'certify', watched)
+  monkeypatch.setattr(evaluation, 'certify', watched)
   whole = cascade(f=g, methods=('cheap', 'ibp'), attacks=((1, 1),))
   records = evaluation.evaluate(whole, IMAGES, LABELS, (EPS,), tmp_path / 'records')
   by_cheap, by_ibp = ([r['index'] for r in records if r['method'] == m] for m in ('cheap', 'ibp'))
@@ -149,7 +150,7 @@ def test_nan_is_never_verified_and_counts_as_broken(tmp_path, monkeypatch):
   assert summarise(lines(tmp_path / 'weights' / 'certificates.jsonl'))['verified_error'] == 100
 
   certificate = lambda lower: ibpjax.Certificate(jnp.full((32, 3), lower), jnp.ones((32, 3)))
-  monkeypatch.setattr(ibpjax, 'certify', lambda *_, **__: certificate(jnp.nan))
+  monkeypatch.setattr(evaluation, 'certify', lambda *_, **__: certificate(jnp.nan))
   records = run(tmp_path / 'bounds')
   assert {r['verdict'] for r in records} == {'misclassified', 'attacked', 'unknown'}
   assert np.isnan([r['margins']['ibp'] for r in records]).all()
@@ -157,7 +158,7 @@ def test_nan_is_never_verified_and_counts_as_broken(tmp_path, monkeypatch):
   monkeypatch.setattr(evaluation, 'pgd_by_steps', lambda f, p, xs, *_, **__: (None, jnp.full(len(xs), jnp.nan)))
   attacked = run(tmp_path / 'attacks')
   assert {r['verdict'] for r in attacked} == {'misclassified', 'attacked'}
-  monkeypatch.setattr(ibpjax, 'certify', lambda *_, **__: certificate(1.))
+  monkeypatch.setattr(evaluation, 'certify', lambda *_, **__: certificate(1.))
   with pytest.raises(RuntimeError, match='a bound is wrong'):
     run(tmp_path / 'contradiction')
 
@@ -170,7 +171,7 @@ def test_ties_are_misclassified(tmp_path):
 def test_a_contradiction_stops_the_evaluation(tmp_path, monkeypatch):
   """An example that is verified and attacked at once means that a bound is wrong: nothing is summarised then."""
   everything = lambda f, params, xs, *_, **__: ibpjax.Certificate(jnp.ones((len(xs), 3)), jnp.ones((len(xs), 3)))
-  monkeypatch.setattr(ibpjax, 'certify', everything)
+  monkeypatch.setattr(evaluation, 'certify', everything)
   with pytest.raises(RuntimeError, match=r'eps 0.04: examples \[0, .*a bound is wrong'):
     run(tmp_path)
   records = lines(tmp_path / 'certificates.jsonl')
@@ -178,7 +179,7 @@ def test_a_contradiction_stops_the_evaluation(tmp_path, monkeypatch):
   wrong = [r for r in records if r['verdict'] == 'contradiction']
   assert len(wrong) > 3
   assert all(r['pgd_margin'] <= 0 for r in wrong)
-  monkeypatch.setattr(ibpjax, 'certify', None)  # it is found again before anything is computed
+  monkeypatch.setattr(evaluation, 'certify', None)  # it is found again before anything is computed
   with pytest.raises(RuntimeError, match='a bound is wrong'):
     run(tmp_path)
   assert records == lines(tmp_path / 'certificates.jsonl')
@@ -191,7 +192,8 @@ def test_the_key_of_an_example_does_not_depend_on_batches(monkeypatch):
   batch = jax.jit(jax.vmap(evaluation.example_key, (None, None, 0, None)), static_argnums=(0, 3))
   np.testing.assert_array_equal(one, jax.random.key_data(batch(3, .1, np.array([7, 5]), 0))[1])
 
-  monkeypatch.setattr(ibpjax, 'certify', lambda f, p, xs, *_, **__: ibpjax.Certificate(-jnp.ones((len(xs), 3)), None))
+  monkeypatch.setattr(evaluation, 'certify',
+                      lambda f, p, xs, *_, **__: ibpjax.Certificate(-jnp.ones((len(xs), 3)), None))
 
   def found(batch_size, order):
     short = cascade(attacks=((1, 1),), batch_size=batch_size)
@@ -346,18 +348,18 @@ def test_an_audit_of_a_network_that_is_switched_off():
   f = lambda scale, x: scale * jax.nn.relu(x)
   for scale, reached in ((0., 0.), (3., 3.)):
     bound = ibpjax.lipschitz(f)(jnp.asarray(scale), jnp.zeros(2))
-    found = radii.audit(f, jnp.asarray(scale), bound, jnp.ones((2, 2)), steps=20)
+    found = lipschitz_cascade.audit(f, jnp.asarray(scale), bound, jnp.ones((2, 2)), steps=20)
     assert found['reached'] == pytest.approx(reached)
-    assert ('inf' in radii.audit_table(found)) == (not scale)
+    assert ('inf' in lipschitz_cascade.audit_table(found)) == (not scale)
 
 
 def test_pictures_of_lipschitz_networks(tmp_path):
   """Of several runs and kinds of blocks; of networks that are constant too."""
-  plots_lipschitz.radii(tmp_path / 'radii.png', dict(a=[np.inf] * 5 + [0.] * 5, b=[.5, 1.]))
-  plots_lipschitz.depth(tmp_path / 'depth.png', [
+  lipschitz_figures.radii(tmp_path / 'radii.png', dict(a=[np.inf] * 5 + [0.] * 5, b=[.5, 1.]))
+  lipschitz_figures.depth(tmp_path / 'depth.png', [
       dict(block=block, depth=depth, eps=eps, verified=90 - depth - eps)
       for block in ('linear', 'conventional') for depth in (4, 1) for eps in (.5, 1.)])
   audits = [dict(pairs=dict(bound=bound, reached=bound / 2)) for bound in (3., 2., 0.)]
-  plots_lipschitz.tightness(tmp_path / 'tightness.png', dict(zip(('linear', 'conventional', 'off'), audits)))
+  lipschitz_figures.tightness(tmp_path / 'tightness.png', dict(zip(('linear', 'conventional', 'off'), audits)))
   assert all(path.read_bytes().startswith(b'\x89PNG') for path in tmp_path.iterdir())
   assert len(list(tmp_path.iterdir())) == 3

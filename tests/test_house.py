@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from experiments import primitives
+from ibpjax.cli import main
 from ibpjax.core import versions
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Rooms from the ground up: each imports only rooms listed before it.
 ROOMS = ['_version', 'core', 'xla', 'primitives', 'composites', 'rules', 'engine', 'operators', 'methods', 'nn',
-         'training', 'verification', '__init__']
+         'training', 'data', 'runs', 'verification', 'plotting', 'cli', '__init__', '__main__']
 
 
 def imported(path):
@@ -32,7 +33,9 @@ def test_imports_point_down(path):
   for name in imported(path):
     parts = name.split('.')
     assert parts[0] not in ('experiments', 'tensorflow', 'torch')
-    if parts[0] == 'ibpjax' and parts[1] != own:
+    if name == 'ibpjax':  # its face
+      assert own in ('cli', '__main__')
+    elif parts[0] == 'ibpjax' and parts[1] != own:
       assert ROOMS.index(parts[1]) < ROOMS.index(own), f'{own} imports {name}'
 
 
@@ -50,15 +53,40 @@ def test_modules_of_a_room_form_no_circle():
   assert not arrows, sorted(arrows)
 
 
-def test_core_depends_on_seven_packages():
-  allowed = {'jax', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'ibpjax'} | set(sys.stdlib_module_names)
-  used = {name.split('.')[0] for path in (ROOT / 'ibpjax').rglob('*.py') for name in imported(path)}
-  assert used <= allowed
+# What the face of the framework stands on, and what data, pictures, logs and commands take besides.
+BASE = {'jax', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'ibpjax', *sys.stdlib_module_names}
+EXTRAS = {'PIL', 'absl', 'grain', 'matplotlib', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'tqdm'}
+WITH_EXTRAS = {'data', 'runs', 'verification', 'plotting', 'cli'}
+
+
+@pytest.mark.parametrize('room', [path.parent.name for path in sorted((ROOT / 'ibpjax').glob('*/__init__.py'))])
+def test_rooms_depend_on_few_packages(room):
+  used = {name.split('.')[0] for path in (ROOT / 'ibpjax' / room).rglob('*.py') for name in imported(path)}
+  assert used <= (BASE | EXTRAS if room in WITH_EXTRAS else BASE)
+
+
+def test_certificates_need_no_extras():
+  """Of the room of certificates only what evaluates runs shows progress."""
+  used = {path.stem for path in (ROOT / 'ibpjax' / 'verification').glob('*.py')
+          if {name.split('.')[0] for name in imported(path)} & EXTRAS}
+  assert used <= {'evaluation', 'lipschitz_cascade'}
 
 
 @pytest.mark.skipif(versions.log2_p is None, reason='the page lists primitives that this version of jax lacks')
 def test_the_table_of_primitives_is_what_the_code_says():
   assert primitives.PATH.read_text() == primitives.page(), 'run `python -m experiments.primitives`'
+
+
+def test_the_program_and_its_commands():
+  """Finds a command that --help does not show, a typing error that says nothing, flags that help leaves out."""
+  shown = commands.run('ibpjax').stdout
+  assert all(f'  {name} ' in shown for name in main.COMMANDS)
+  done = commands.run('ibpjax', 'trian')
+  assert (done.returncode, done.stderr) == (2, 'trian is no command of ibpjax; did you mean train?\n')
+  done = commands.run('ibpjax', 'compare', '--help')
+  assert 'Compares trained runs' in done.stdout
+  assert '--runs' in done.stdout
+  assert '--out' in commands.run('experiments.front', '--help').stdout
 
 
 def test_the_commands_in_the_readme_exist():

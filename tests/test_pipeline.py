@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pictures import Given, few
 
-from experiments import pipeline, sources
-from experiments.datasets import FACTS, Split, Stream, load
+from ibpjax.data import pipeline, sources
+from ibpjax.data.datasets import FACTS, Split, Stream, load
 from ibpjax.training import augment
 
 TFDS = pathlib.Path(__file__).parent.parent / '../shared/tfds'

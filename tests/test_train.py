@@ -13,10 +13,12 @@ from absl.testing import flagsaver
 from flax import nnx
 from interpreted import interpreted
 
-from experiments import datasets, measures, recipe, runs, train
-from experiments.datasets import Split
-from experiments.opened import open_run
 from ibpjax import nn, training
+from ibpjax.cli import measures, recipe, train
+from ibpjax.data import datasets
+from ibpjax.data.datasets import Split
+from ibpjax.runs import directory
+from ibpjax.runs.load_run import open_run
 
 FLAGS = flags.FLAGS
 pytestmark = pytest.mark.usefixtures('promotion')  # optax's Adam
@@ -96,7 +98,7 @@ def test_ramps_bend_at_the_first_radius(given):
   given('--model=mlp', '--hidden=8', '--activation=param_ramp')
   facts, data = datasets.FACTS['digits'], datasets.load('digits', '')
   config = dict(model='mlp', hidden=[8], activation='param_ramp', eta=.25)
-  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), recipe.optimizer(1))
+  graphdef, state = training.TrainState.create(directory.build_model(config, facts, 0), recipe.optimizer(1))
   model = nnx.merge(graphdef, state.params, state.batch_stats)
   after = train.bent(graphdef, state, facts, data.train)
   ramp, = nn.ramps(nnx.merge(graphdef, after.params, after.batch_stats))
@@ -109,12 +111,12 @@ def test_ramps_bend_at_the_first_radius(given):
 @pytest.mark.parametrize('name', FLAGS['config'].parser.enum_values)
 def test_configs_are_flags_of_training(name, given):
   """Each with every row that it speaks of."""
-  text = importlib.import_module(f'experiments.configs.{name}').__doc__
-  command, = re.findall(r'python -m experiments.train (.*?)--out', text, re.S)
+  text = importlib.import_module(f'ibpjax.cli.configs.{name}').__doc__
+  command, = re.findall(r'ibpjax train (.*?)--out', text, re.S)
   assert f'--config={name} ' in command
   rows = [()] if 'activation' not in text else [
       (), ('--activation=leaky_relu',), ('--activation=param_ramp',), ('--activation=param_ramp', '--height_noise=.01')]
-  rows += [(f'--model={model}',) for model in runs.MODELS if re.search(rf'\b{model}\b', text)]
+  rows += [(f'--model={model}',) for model in directory.MODELS if re.search(rf'\b{model}\b', text)]
   rows += [(f'--loss={loss}',) for loss in FLAGS['loss'].parser.enum_values if f'--loss={loss}' in text]
   rows += [('--activation=param_ramp', '--eta=.01', '--eta_end=0')] if '--eta_end' in text else []
   for more in rows:
@@ -140,7 +142,7 @@ def one_step(*arguments, given):
   given('--model=mlp', '--hidden=8', '--eps=.3', '--warmup_epochs=0', '--ramp_epochs=0', '--pgd_steps=3', *arguments)
   facts = datasets.FACTS['digits']
   config = dict(model='mlp', hidden=FLAGS.hidden)
-  graphdef, state = training.TrainState.create(runs.build_model(config, facts, 0), recipe.optimizer(1))
+  graphdef, state = training.TrainState.create(directory.build_model(config, facts, 0), recipe.optimizer(1))
   images = jax.random.uniform(jax.random.key(0), (16, *facts.shape))
   step = interpreted(lambda state: training.train_step(
       state, (images, jnp.arange(16) % 10), jax.random.key(1), graphdef=graphdef, optimizer=recipe.optimizer(1),
@@ -242,7 +244,7 @@ def test_evaluation(given):
   """Errors of a whole split at the radius that is given, in per cent, by a count that shares no code."""
   given()
   facts = datasets.FACTS['digits']
-  model = runs.build_model(dict(model='mlp', hidden=[16]), facts, 0)
+  model = directory.build_model(dict(model='mlp', hidden=[16]), facts, 0)
   graphdef, params = training.split(model)
   rng = np.random.default_rng(0)
   images = rng.integers(0, facts.levels + 1, (37, *facts.shape)).astype(np.uint8)
@@ -291,6 +293,6 @@ def test_runs_that_diverge_are_refused():
 
 
 def test_parameters_are_counted():
-  model = runs.build_model(dict(model='mlp', hidden=[16]), datasets.FACTS['digits'], 0)
-  assert runs.parameters(model) == 64 * 16 + 16 + 16 * 10 + 10
+  model = directory.build_model(dict(model='mlp', hidden=[16]), datasets.FACTS['digits'], 0)
+  assert directory.parameters(model) == 64 * 16 + 16 + 16 * 10 + 10
   assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == 4

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from interpreted import interpreted
 
-from experiments import runs
 from ibpjax import ibp, linf_ball, margins, nn, training
+from ibpjax.runs import directory
 
 
 @pytest.mark.usefixtures('x64')
@@ -87,9 +87,9 @@ TINY = dict(input_shape=(64, 64, 3), classes=200)
     (functools.partial(nn.dm_large, input_shape=(32, 32, 3), hidden=200), 6_963_554),
     (functools.partial(nn.dm_large, input_shape=(28, 28, 1), hidden=200), 5_426_402),
     (nn.wide_resnet8, 21_547_882), (functools.partial(nn.wide_resnet8, input_shape=(28, 28, 1)), 17_615_434),
-    (functools.partial(runs.MODELS['wide_resnet8_tiny'], **TINY), 91_424_776), (nn.resnext, 17_611_018),
-    (functools.partial(runs.MODELS['resnext_tiny'], **TINY), 16_981_960),
-    (functools.partial(runs.MODELS['cnn7_tiny'], **TINY), 17_290_120),
+    (functools.partial(directory.MODELS['wide_resnet8_tiny'], **TINY), 91_424_776), (nn.resnext, 17_611_018),
+    (functools.partial(directory.MODELS['resnext_tiny'], **TINY), 16_981_960),
+    (functools.partial(directory.MODELS['cnn7_tiny'], **TINY), 17_290_120),
     (functools.partial(nn.mlp, (100,) * 3), 99_710), (functools.partial(nn.mlp, (100,) * 5), 119_910)])
 def test_published_parameter_counts(model, parameters):
   shapes = nnx.eval_shape(lambda: nnx.state(model(rngs=nnx.Rngs(0)), nnx.Param))

@@ -1,1 +1,0 @@
-"""Settings of published rows, a file each: flags of `experiments.train`, which takes `--config=<name>`."""

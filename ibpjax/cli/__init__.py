@@ -1,0 +1,7 @@
+"""The commands of the program ibpjax."""
+import importlib.metadata
+import os
+
+# On CPUs some values are wrong without it: see `ibpjax.xla.compiling`. XLA reads it when JAX is first used.
+if importlib.metadata.version('jaxlib') == '0.10.2' and 'ynn_fusion_type' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_experimental_ynn_fusion_type='

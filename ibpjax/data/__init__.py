@@ -1,0 +1,1 @@
+"""Datasets: what is known of each, where it lies, and how it is read."""
