@@ -1,4 +1,4 @@
-"""Scripts that reproduce papers and measure: run them from the repository root, e.g. `python -m experiments.benchmark`."""
+"""Scripts that reproduce papers and measure; run from the repository root: `python -m experiments.benchmark`."""
 import importlib.metadata
 import os
 

@@ -11,10 +11,10 @@ from jax.extend.core import primitives as P
 
 from ibpjax.cli import commands
 from ibpjax.composites import composites, univariate
-from ibpjax.core.row import Elementwise
-from ibpjax.primitives import affine, control, elementwise, integers, nonlinear
+from ibpjax.core.row import CONTRACTED, INCREASING, SCALED, SIGNED, Elementwise
+from ibpjax.primitives import control, elementwise, table
 from ibpjax.primitives.registration import elementwise_call_p
-from ibpjax.rules import relaxations
+from ibpjax.rules import integers, relaxations
 
 PATH = pathlib.Path(__file__).parent.parent / 'docs' / 'primitives.md'
 HEAD = """# What has bounds
@@ -55,17 +55,21 @@ def name(key: Any) -> str:
   return f'`{getattr(key, "__name__", key)}`'
 
 
+KINDS = {INCREASING: 'increasing: the rule is the primitive on each end', SIGNED: 'by sign',
+         SCALED: 'by the signs of the known factor or divisor',
+         CONTRACTED: 'centre and radius; the other operand known'}
+
+
 def affine_rows() -> Iterator[list[str]]:
-  kinds = {'increasing: the rule is the primitive on each end': affine.INCREASING, 'by sign': affine.SIGNED,
-           'by the signs of the known factor or divisor': affine.SCALING,
-           'centre and radius; the other operand known': affine.CONTRACTIONS}
-  for kind, keys in kinds.items():
-    for key in sorted(keys, key=str):
-      yield [name(key), kind, 'yes', 'yes', 'exact']
+  for kind, what in KINDS.items():
+    for key in sorted((key for key, row in table.ROWS.items() if row.affine == kind), key=str):
+      yield [name(key), what, 'yes', 'yes', 'exact']
 
 
 def elementwise_rows() -> Iterator[list[str]]:
-  for key, found in elementwise.TABLE.items():
+  for key, entry in table.ROWS.items():
+    if (found := entry.elementwise) is None:
+      continue
     if key is elementwise_call_p:
       yield ['`@ibpjax.elementwise`', 'as registered', 'yes', 'lines', 'as stated; without, certificates refuse it']
       continue
@@ -89,11 +93,11 @@ def planes(key: Any) -> str:
 
 
 def interval_rows() -> Iterator[list[str]]:
-  for key in sorted(nonlinear.MONOTONE, key=str):
+  for key in sorted((key for key, row in table.ROWS.items() if row.monotone), key=str):
     yield [name(key), 'increasing in all perturbed operands: on each end', 'yes', planes(key)]
-  for key, rule in nonlinear.TABLE.items():
-    what = first_line(rule) if rule.__name__ != '<lambda>' else 'three-valued logic'
-    yield [name(key), what, 'yes', planes(key)]
+  for key, row in table.ROWS.items():
+    if row.image is not None:
+      yield [name(key), first_line(row.image), 'yes', planes(key)]
   yield ['integers', first_line(integers), 'yes', 'ends']
 
 

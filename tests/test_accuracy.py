@@ -9,7 +9,7 @@ from references import REFERENCES, Reference, exact_values, mp, points
 
 import ibpjax
 from ibpjax import Elementwise, Interval, elementwise, ibp
-from ibpjax.primitives.elementwise import TABLE
+from ibpjax.primitives import table
 
 pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures('x64')]
 DTYPES = np.float32, np.float64
@@ -51,7 +51,7 @@ def test_values_lie_inside_over_the_whole_domain(name, dtype):
 def test_every_row_has_a_reference():
   x = jnp.asarray([.5])
   covered = set().union(*(keys_of(r.f, x + (2 if name == 'acosh' else 0)) for name, r in REFERENCES.items()))
-  assert set(TABLE) <= covered
+  assert {key for key, row in table.ROWS.items() if row.elementwise is not None} <= covered
 
 
 

@@ -8,7 +8,7 @@ from jax import lax
 
 from ibpjax import Interval, ibp, linf_ball, lipschitz
 from ibpjax.core.program import trace
-from ibpjax.primitives import affine
+from ibpjax.rules import affine
 from ibpjax.xla.window_products import as_convolution, patches
 
 pytestmark = pytest.mark.usefixtures('x64')

@@ -43,8 +43,9 @@ from ibpjax.core.composite import Composite
 from ibpjax.core.program import rebind, trace
 from ibpjax.core.sets import is_set
 from ibpjax.engine.intervals import IntervalPass
-from ibpjax.primitives import affine, nonlinear
-from ibpjax.rules.elementwise import TABLE, enclose, unary
+from ibpjax.primitives import table
+from ibpjax.rules import affine
+from ibpjax.rules.elementwise import enclose, unary
 from ibpjax.rules.elementwise import image as elementwise_image
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -205,7 +206,7 @@ def test_lines_of_any_slope_enclose_the_function(name):
     env, found = program.environment([box]), []
     for eqn in program.equations:
       operands = [env[v.id] for v in eqn.inputs]
-      if eqn.key in TABLE:
+      if table.of(eqn).elementwise is not None:
         _, fn, x, _ = unary(eqn, operands)
         v = x.lower[None] + np.linspace(0, 1, 129).reshape(-1, *[1] * x.ndim) * x.width[None]
         lines = [enclose(eqn, operands, choice) for choice in (constant, tight, adaptive, wild)]
@@ -231,8 +232,7 @@ def test_lines_of_any_slope_enclose_the_function(name):
 def test_every_row_has_a_case():
   """A new row in a table is tested because it is in the table."""
   covered = set().union(*(keys_of(case.f, centre_of(case)) for case in CASES.values()))
-  rows = affine.INCREASING | affine.SIGNED | affine.WEIGHTED | nonlinear.MONOTONE
-  rows |= set(nonlinear.TABLE) | set(TABLE) | set(Composite.__subclasses__())
+  rows = set(table.ROWS) | set(Composite.__subclasses__())
   rows |= {Univariate, P.scan_p, P.while_p, P.cond_p}
   missing = {str(key) for key in rows - covered}
   assert not missing

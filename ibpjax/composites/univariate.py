@@ -21,8 +21,8 @@ from ibpjax.core.dataflow import Graph
 from ibpjax.core.program import Equation, Program, Value, evaluate, live, trace
 from ibpjax.core.row import Elementwise, along
 from ibpjax.core.sets import Interval, unbounded
-from ibpjax.primitives import affine
-from ibpjax.primitives.elementwise import COMPOSED, TABLE
+from ibpjax.primitives import table
+from ibpjax.primitives.elementwise import COMPOSED
 from ibpjax.primitives.registration import elementwise_call_p
 
 # What may stand between a value and a function of it, each element for itself. A function that
@@ -31,7 +31,8 @@ _TESTS = frozenset({P.lt_p, P.le_p, P.gt_p, P.ge_p, P.eq_p, P.ne_p})
 _JUMPING = frozenset({P.sign_p, P.floor_p, P.ceil_p, P.round_p})
 _SMOOTH = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_p, P.copy_p, P.select_n_p, P.and_p,
                      P.or_p, P.not_p})
-_ELEMENTWISE = _JUMPING | _TESTS | _SMOOTH | frozenset(key for key in TABLE if key not in COMPOSED)
+_ELEMENTWISE = _JUMPING | _TESTS | _SMOOTH | frozenset(
+    key for key, row in table.ROWS.items() if row.elementwise is not None and key not in COMPOSED)
 _PIECES = 16
 Bounds = Callable[[Program, Sequence[Any]], list[Any]]
 
@@ -163,7 +164,7 @@ def _function(graph: Graph, last: Equation, x: Value) -> Equation | None:
   """The equations from `x` to `last` as one, or None if they are bounded as well one by one."""
   between = _between_values(graph, last, x)
   flags = {id(e): [graph.perturbed(v) for v in e.inputs] for e in between}
-  if all(affine.is_affine(e, flags[id(e)]) for e in between):
+  if all(table.is_affine(e, flags[id(e)]) for e in between):
     return None
   out = last.outputs[0]
   for fn in COMPOSED:
@@ -224,7 +225,7 @@ def _monotone(graph: Graph, equations: Sequence[Equation], x: Value) -> bool:
   trend: dict[int, int] = {x.id: 1}
   for eqn in equations:
     own = [(i, trend[v.id]) for i, v in enumerate(eqn.inputs) if v.id in trend]
-    row = TABLE.get(eqn.key)
+    row = table.of(eqn).elementwise
     signs: set[int]
     if eqn.key in _TRENDS:
       signs = {_TRENDS[eqn.key][i] * t for i, t in own}

@@ -1,4 +1,4 @@
-"""What a row of the table of elementwise functions states, and the ranges that follow from it.
+"""What the table states: of a primitive its `Row`; of a continuous function of each element, `Elementwise`.
 
 Between points where the slope of f is k (and kinks) f(x) - k x is monotone. That one fact gives
 the exact range of f over a box (k = 0) and, for a line of any slope, the best intercept that
@@ -203,3 +203,51 @@ def extremes(fn: Function, x: Interval, points: Sequence[Any]) -> Interval:
 def kinks(*at: float, trend: int = 0, roundings: float) -> Elementwise:
   """A piecewise linear function whose slope changes at fixed points."""
   return Elementwise(lambda k, *known: at, trend, bent_once=len(at) == 1, roundings=roundings)
+
+
+# How far values may be off as they are computed, where a row does not state it in units of roundoff.
+MOVES = 'moves'         # it moves the bits of its operands
+EXACT = 'exact'         # it returns one of its operands, up to sign; a whole number; or rounds by definition (casts)
+SUMS = 'sums'           # affine: a rounding for each term
+PRODUCTS = 'products'   # of many factors: a rounding for each
+WHOLE = 'whole'         # it has results of integers and booleans alone
+OWN = 'own'             # as its `Elementwise` states, or its rule takes care of
+
+# How a primitive is affine in its perturbed operands.
+INCREASING = 'increasing'   # in all of them together, with coefficients >= 0: exact on each end separately
+SIGNED = 'signed'           # in all of them together
+SCALED = 'scaled'           # in one, times or over a known array of its shape
+CONTRACTED = 'contracted'   # in one, by sums of products with known weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """All that is known of a primitive, wherever it stands.
+
+  Attributes:
+    accuracy: MOVES, EXACT, SUMS, PRODUCTS, WHOLE or OWN; or, of a function of two perturbed operands, its greatest
+      relative error in units of roundoff. There is no default: without it the package does not import.
+    affine: None, or INCREASING, SIGNED, SCALED, CONTRACTED.
+    control: the operands that are predicates, indices, divisors or padding: it is affine only where these are known.
+    many: an element of a result is made of many elements of one operand.
+    repeats: an element of an operand may enter many elements of a result.
+    places: it puts known elements beside perturbed ones, as masks of -inf do.
+    selects: each element of a result is one of an operand's, the greatest or least of some.
+    keeps_unknown: an end that is unknown (`sets.around`) is handed on as unknown; affine primitives do so by nature.
+    undefined_at_infinity: its value at an infinite operand may be NaN: sin(inf), 0 inf.
+    monotone: increasing in every operand: exact on each end separately.
+    elementwise: its `Elementwise` where one operand is perturbed; or (params, number of that operand) -> that.
+    image: (equation, operands) -> bounds of its results, where nothing above says what they are.
+  """
+  accuracy: str | float | None = None
+  affine: str | None = None
+  control: slice = slice(0, 0)
+  many: bool = False
+  repeats: bool = False
+  places: bool = False
+  selects: bool = False
+  keeps_unknown: bool = False
+  undefined_at_infinity: bool = False
+  monotone: bool = False
+  elementwise: Elementwise | Callable[[dict[str, Any], int], Elementwise] | None = None
+  image: Callable[..., Any] | None = None

@@ -297,3 +297,9 @@ def centre_radius(x: Interval) -> tuple[Any, Any]:
   centre, radius = x.centre, x.radius
   bounded = jnp.isfinite(centre) & jnp.isfinite(radius)
   return jnp.where(bounded, centre, 0), jnp.where(bounded, radius, jnp.inf)
+
+
+def around(centre: Any, radius: Any) -> Interval:
+  """centre +- radius. Where one of them overflowed or is NaN, ends are infinite on their own side or NaN: unknown."""
+  radius = jnp.where(jnp.isfinite(centre), radius, jnp.inf)
+  return Interval(centre - radius, centre + radius)

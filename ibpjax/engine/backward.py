@@ -14,7 +14,7 @@ from ibpjax.core.program import Equation
 from ibpjax.engine.functional import BackwardPass, Dense, LinearFunctional, Passage, Row, add
 from ibpjax.engine.intervals import IntervalPass
 from ibpjax.primitives import control
-from ibpjax.primitives.affine import dot
+from ibpjax.rules.affine import dot
 from ibpjax.rules.slopes import Lines, constant
 
 

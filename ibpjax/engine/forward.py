@@ -16,10 +16,10 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation
-from ibpjax.core.sets import Interval, pytree
+from ibpjax.core.sets import Interval, around, centre_radius, pytree
 from ibpjax.engine import patches
 from ibpjax.engine.patches import Patch, Slide, Span
-from ibpjax.primitives import affine
+from ibpjax.rules import affine
 from ibpjax.xla.materialize import materialize
 
 _MOST_TAPS = 64  # terms of an unrolled sum over a kernel
@@ -259,8 +259,8 @@ def _slid(eqn: Equation, operands: Sequence[Any], form: PatchForm, bias: Interva
 
   if convolves:
     kernel = jnp.transpose(operands[1], (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
-    centre, radius = affine.centre_radius(form.coefficients)
-    coefficients = affine.around(*materialize((run(centre, kernel), run(radius, jnp.abs(kernel)))))
+    centre, radius = centre_radius(form.coefficients)
+    coefficients = around(*materialize((run(centre, kernel), run(radius, jnp.abs(kernel)))))
   else:
     coefficients = jax.tree.map(lambda a: run(a, None), form.coefficients)
   return PatchForm(coefficients, bias, tuple(s and moved(s) for s in form.spans), form.shape)
@@ -286,8 +286,8 @@ def _contracted(eqn: Equation, slot: int, weight: Any, form: PatchForm, bias: In
       if span is not None:
         a = _added_up(a, moving.index(span.axis), len(moving) + i, span, form.shape[i])
     return a.reshape(-1, *bias.shape)
-  centre, radius = affine.centre_radius(form.coefficients)
-  return Form(affine.around(*materialize((run(centre, weight), run(radius, jnp.abs(weight))))), bias)
+  centre, radius = centre_radius(form.coefficients)
+  return Form(around(*materialize((run(centre, weight), run(radius, jnp.abs(weight))))), bias)
 
 
 def _added_up(a: Any, positions: int, along: int, span: Span, size: int) -> Any:

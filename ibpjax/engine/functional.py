@@ -16,11 +16,13 @@ import numpy as np
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Program, Value
-from ibpjax.core.sets import Interval, LpBall, pytree
+from ibpjax.core.row import CONTRACTED
+from ibpjax.core.sets import Interval, LpBall, centre_radius, pytree
 from ibpjax.core.subnormal import least_kept
 from ibpjax.engine import patches
 from ibpjax.engine.patches import Patch, Span
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
+from ibpjax.rules import affine
 from ibpjax.rules.rounding import gamma, magnitude
 from ibpjax.rules.rounding_backward import Errors
 from ibpjax.xla.batching import over_rows
@@ -76,7 +78,7 @@ def concretise(row: Row, x: Interval | LpBall) -> tuple[Any, Any]:
   if isinstance(x, LpBall):
     q = np.inf if x.p == 1 else x.p / (x.p - 1)
     return jnp.vdot(a, cut(x.centre)), x.eps * _norm(a, q)
-  centre, radius = map(cut, affine.centre_radius(x))
+  centre, radius = map(cut, centre_radius(x))
   return jnp.vdot(a, centre), affine.dot(jnp.abs(a), radius)
 
 
@@ -144,7 +146,7 @@ class BackwardPass:
 
   def _way(self, eqn: Equation) -> tuple[bool, Any]:
     """Whether an equation is affine; if not, what pulls rows back through it, or None where the walk ends."""
-    linear = affine.is_affine(eqn, [v.id in self.program.perturbed for v in eqn.inputs])
+    linear = table.is_affine(eqn, [v.id in self.program.perturbed for v in eqn.inputs])
     return linear, None if linear or self.planes is None else self.planes(eqn)
 
   def back(self, start: LinearFunctional) -> LinearFunctional:
@@ -344,7 +346,7 @@ class BackwardPass:
         if eqn.key not in _LAYER:
           return None
         moving = [v for v in eqn.inputs if v.id in self.program.perturbed]
-        if eqn.key in affine.CONTRACTIONS:
+        if table.of(eqn).affine == CONTRACTED:
           weights += sum(v.size for v in eqn.inputs if v.id not in self.program.perturbed)
         largest = max(largest, sum(v.size for v in moving))
         preactivations |= {v.id for v in moving} - set(ends)

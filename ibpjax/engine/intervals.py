@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import primitives as P
 
 from ibpjax.composites.softmax import OF_EXPONENTS
 from ibpjax.composites.univariate import Univariate
 from ibpjax.core.program import Equation, Program, Value, rebind, source_line
+from ibpjax.core.row import MOVES
 from ibpjax.core.sets import (
   Intermediates,
   Interval,
@@ -24,23 +23,13 @@ from ibpjax.core.sets import (
 )
 from ibpjax.engine.exactness import Exact
 from ibpjax.engine.functional import BackwardPass
-from ibpjax.primitives import affine, control, nonlinear
-from ibpjax.rules import accuracy, relaxations, rounding
+from ibpjax.primitives import control, table
+from ibpjax.rules import accuracy, affine, images, relaxations, rounding
 from ibpjax.rules.elementwise import image as elementwise_image
 from ibpjax.rules.planes import LinearRelaxation
 from ibpjax.rules.rounding_backward import Errors, certain
 from ibpjax.rules.slopes import Lines
 from ibpjax.xla.materialize import materialize_cotangents
-
-# What passes on an end that is unknown as unknown (see `affine.around`); so do all affine operations.
-_KEEP_UNKNOWN = frozenset({P.max_p, P.min_p, P.abs_p})
-# What puts known elements beside perturbed ones, as masks of -inf do; what moves elements or selects from them.
-_PLACING = frozenset({P.select_n_p, P.concatenate_p, P.pad_p, P.dynamic_update_slice_p, P.scatter_p})
-_MOVING = frozenset({
-    P.reshape_p, P.broadcast_in_dim_p, P.transpose_p, P.squeeze_p, P.slice_p, P.rev_p, P.copy_p, P.gather_p,
-    P.dynamic_slice_p, P.max_p, P.min_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
-    P.cummax_p, P.cummin_p, P.sort_p, lax.split_p, lax.stack_p, lax.tile_p, lax.unstack_p,
-})
 
 
 class IntervalPass:
@@ -85,7 +74,7 @@ class IntervalPass:
     if not any(perturbed):
       env |= zip((v.id for v in eqn.outputs), rebind(eqn, *[env[v.id] for v in eqn.inputs]), strict=True)
       return
-    if affine.is_affine(eqn, perturbed):
+    if table.is_affine(eqn, perturbed):
       if any(v.id in self.near_balls for v in eqn.inputs):
         self.near_balls |= {v.id for v in eqn.outputs}
     else:
@@ -102,9 +91,10 @@ class IntervalPass:
         if self.returned:
           env[v.id] = materialize_cotangents(env[v.id])
     operands = [env[v.id] for v in eqn.inputs]
-    masks = (eqn.key in _PLACING and not all(perturbed)) or (
+    row = table.of(eqn)
+    masks = (row.places and not all(perturbed)) or (
         _keeps_masks(eqn) and any(v.id in self.masked for v in eqn.inputs))
-    careful = masks or eqn.key in affine.SUMS or not (affine.is_affine(eqn, perturbed) or eqn.key in _KEEP_UNKNOWN)
+    careful = masks or row.many or not (table.is_affine(eqn, perturbed) or row.keeps_unknown)
     if careful:
       operands = [nan_to_unbounded(x, masks and v.id in self.masked) if is_set(x) else x
                   for v, x in zip(eqn.inputs, operands)]
@@ -121,9 +111,9 @@ class IntervalPass:
       return control.image(eqn, operands, self.run)
     if isinstance(eqn.key, Univariate):
       return [eqn.key.image(operands, self.run, accuracy.unit(eqn) if self.round_outward else 0.)]
-    if affine.is_affine(eqn, [is_set(x) for x in operands]):
+    if table.is_affine(eqn, [is_set(x) for x in operands]):
       return affine.image(eqn, operands)
-    out = nonlinear.image(eqn, operands)
+    out = images.image(eqn, operands)
     return [elementwise_image(eqn, operands)] if out is None else out
 
   def run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:
@@ -198,7 +188,8 @@ class IntervalPass:
 
 def _keeps_masks(eqn: Equation) -> bool:
   """Whether an equation takes known infinite elements for what they are."""
-  return eqn.key in _PLACING | _MOVING or isinstance(eqn.key, OF_EXPONENTS)
+  row = table.of(eqn)
+  return row.places or row.selects or row.accuracy == MOVES or isinstance(eqn.key, OF_EXPONENTS)
 
 
 def nan_to_unbounded(x: Interval, masked: bool = False) -> Interval:

@@ -19,7 +19,8 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Program, Value
 from ibpjax.core.sets import pytree
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
+from ibpjax.rules import affine
 
 # Affine operations that act on each element by itself.
 ELEMENTWISE = frozenset({P.add_p, P.add_jaxvals_p, P.sub_p, P.neg_p, P.mul_p, P.div_p, P.select_n_p, P.copy_p,
@@ -115,7 +116,7 @@ def moving_axes(program: Program, value: Value) -> tuple[int, ...]:
   found: dict[int, tuple[int, ...]] = {}
   for eqn in program.equations:
     flags = [v.id in program.perturbed for v in eqn.inputs]
-    if len(eqn.outputs) == 1 and affine.is_affine(eqn, flags):
+    if len(eqn.outputs) == 1 and table.is_affine(eqn, flags):
       out, = eqn.outputs
       seen = (_sliding(eqn, i, found.get(v.id, ())) for i, v in enumerate(eqn.inputs) if flags[i])
       axes = next(filter(None, seen), ())

@@ -15,7 +15,7 @@ from ibpjax.engine.functional import BackwardPass, Dense, resting_on
 from ibpjax.engine.intervals import IntervalPass, nan_to_unbounded
 from ibpjax.engine.prepare import opened, precise
 from ibpjax.methods.registry import INTERMEDIATE
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
 from ibpjax.rules import relaxations
 from ibpjax.rules.planes import Slopes
 from ibpjax.rules.slopes import Lines, adaptive
@@ -130,7 +130,7 @@ def unstable(intervals: IntervalPass, value: Value, lines: Lines) -> Any:
   found = jnp.zeros(value.shape, bool)
   for eqn in intervals.program.equations:
     flags = [v.id in intervals.program.perturbed for v in eqn.inputs]
-    if not any(v.id == value.id for v in eqn.inputs) or affine.is_affine(eqn, flags):
+    if not any(v.id == value.id for v in eqn.inputs) or table.is_affine(eqn, flags):
       continue
     if sum(flags) > 1 or any(v.id not in intervals.env for v in eqn.inputs):
       return None

@@ -15,7 +15,8 @@ from ibpjax.core.sets import ExpectedInterval, Interval, as_interval, intersecti
 from ibpjax.engine.functional import LinearFunctional
 from ibpjax.engine.intervals import IntervalPass, nan_to_unbounded
 from ibpjax.engine.prepare import ungrouped
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
+from ibpjax.rules import affine
 
 
 @pytree
@@ -137,7 +138,7 @@ def _opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]
   program, inputs, out_tree = ungrouped(f, args, kwargs)
   for eqn in program.equations:
     flags = [v.id in program.perturbed for v in eqn.inputs]
-    if any(flags) and not affine.is_affine(eqn, flags) and not (eqn.key is P.max_p and sum(flags) == 1):
+    if any(flags) and not table.is_affine(eqn, flags) and not (eqn.key is P.max_p and sum(flags) == 1):
       raise unsupported(eqn, 'is no ReLU: expected tight bounds are defined for networks whose nonlinear operations '
                              'are all ReLUs')
   return program, inputs, out_tree
@@ -269,7 +270,7 @@ def _seconds(program: Program) -> frozenset[int]:
   for eqn in program.equations:
     flags = [v.id in program.perturbed for v in eqn.inputs]
     passed = max((depth.get(v.id, 0) for v in eqn.inputs), default=0)
-    if any(flags) and not affine.is_affine(eqn, flags):
+    if any(flags) and not table.is_affine(eqn, flags):
       if passed % 2:
         cut.add(id(eqn))
       passed += 1

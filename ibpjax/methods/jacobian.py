@@ -16,11 +16,11 @@ from ibpjax.core.program import Equation, Program, rebind, unsupported
 from ibpjax.core.sets import Interval, is_set, numbered, validated
 from ibpjax.engine.prepare import opened
 from ibpjax.methods.ibp import ibp
-from ibpjax.primitives import affine
-from ibpjax.primitives.elementwise import TABLE
+from ibpjax.primitives import table
 from ibpjax.primitives.registration import elementwise_call_p
 
-# Continuous, with derivatives (almost everywhere) that are those of their values, beside affine operations and `TABLE`.
+# Continuous, with derivatives (almost everywhere) that are those of their values, beside affine operations and
+# functions of each element.
 _CONTINUOUS = frozenset({
     P.mul_p, P.div_p, P.dot_general_p, P.conv_general_dilated_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p,
     P.reduce_prod_p, P.stop_gradient_p})
@@ -213,7 +213,7 @@ def _check(program: Program) -> None:
       _check(eqn.key.body)
     elif eqn.key is P.scan_p:
       _check(eqn.bodies[0])
-    elif not (affine.is_affine(eqn, flags) or eqn.key in _CONTINUOUS or isinstance(eqn.key, Composite)
+    elif not (table.is_affine(eqn, flags) or eqn.key in _CONTINUOUS or isinstance(eqn.key, Composite)
               or _is_pooling(eqn) or _in_table(eqn, flags)):
       raise unsupported(eqn, 'may jump, or has another derivative than that of its values: its Jacobian bounds no '
                              'differences. Write it with continuous operations, jnp.maximum in the place of tests')
@@ -223,7 +223,8 @@ def _in_table(eqn: Equation, flags: Sequence[bool]) -> bool:
   """Whether an equation is a continuous elementwise function, differentiated as what it is."""
   if eqn.key is P.pow_p and flags[1]:  # 0 ** x jumps at 0
     return False
-  return eqn.key in TABLE and not (eqn.key is elementwise_call_p and univariate.has_own_derivative(eqn))
+  own = eqn.key is elementwise_call_p and univariate.has_own_derivative(eqn)
+  return table.of(eqn).elementwise is not None and not own
 
 
 def _is_pooling(eqn: Equation) -> bool:

@@ -13,13 +13,15 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Value
+from ibpjax.core.row import SUMS
 from ibpjax.core.sets import Interval, is_set, validated
 from ibpjax.engine.forward import Form, PatchForm, elementwise, identity, push_local
 from ibpjax.engine.functional import Dense, LinearFunctional, Row, dense, resting_on
 from ibpjax.engine.intervals import IntervalPass
 from ibpjax.engine.prepare import opened, precise
-from ibpjax.primitives import affine, control
-from ibpjax.rules.accuracy import SUMS, roundings
+from ibpjax.primitives import control, table
+from ibpjax.rules import affine
+from ibpjax.rules.accuracy import roundings
 from ibpjax.rules.planes import Slopes
 from ibpjax.rules.rounding import gamma, magnitude
 from ibpjax.rules.rounding_backward import of_affine, of_planes
@@ -137,7 +139,7 @@ class ForwardBounds:
     if not any(flags):
       return
     operands = [env[v.id] for v in eqn.inputs]
-    linear = affine.is_affine(eqn, flags)
+    linear = table.is_affine(eqn, flags)
     if eqn.key is P.scan_p and self.lines is not constant and not self.intervals.round_outward:
       self._scan(eqn)
       return
@@ -182,7 +184,7 @@ class ForwardBounds:
   def _error(self, eqn: Equation, planes: Any, operands: list[Any],
              forms: list[Form | PatchForm | None]) -> Any:
     """How far rounding may move the forms of the one output of an equation, and the output; None where it does not."""
-    if self.intervals.backward.errors is None or (planes is None and eqn.key not in SUMS):
+    if self.intervals.backward.errors is None or (planes is None and table.of(eqn).accuracy != SUMS):
       return None
     sizes = [magnitude(x) if f is None else self._size(f) for x, f in zip(operands, forms)]
     v, flags = eqn.outputs[0], [f is not None for f in forms]

@@ -13,8 +13,9 @@ import numpy as np
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation
+from ibpjax.core.row import SIGNED
 from ibpjax.operators.pieces import AffineMap
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
 
@@ -23,10 +24,10 @@ def magnitudes(piece: AffineMap) -> AffineMap:
   """The piece with the magnitudes of its weights, sums in the place of differences."""
   known, equations = dict(piece.known), list[Equation]()
   for eqn in piece.equations:
-    if eqn.key in affine.SIGNED:
+    if table.of(eqn).affine == SIGNED:
       key = P.add_p if eqn.key is P.sub_p else P.copy_p
       eqn = dataclasses.replace(eqn, primitive=key, key=key, params={})
-    elif eqn.key in affine.WEIGHTED:
+    elif table.of(eqn).affine in table.WEIGHTED:
       slot = 1 if eqn.inputs[0].id in piece.program.perturbed else 0
       weights = dataclasses.replace(eqn.inputs[slot], id=-1 - len(equations))  # an id that no value has
       known[weights.id] = np.abs(np.asarray(piece.known[eqn.inputs[slot].id]))
@@ -49,7 +50,7 @@ def _terms(piece: AffineMap, eqn: Equation) -> int:
     return int(np.prod([eqn.inputs[0].shape[i] for i in left]))
   if eqn.key is P.conv_general_dilated_p and known is not None:
     return known.size // max(1, known.shape[eqn.params['dimension_numbers'].rhs_spec[0]])
-  return max(v.size for v in eqn.inputs) if eqn.key in affine.SUMS else 1
+  return max(v.size for v in eqn.inputs) if table.of(eqn).many else 1
 
 
 def matrix_error(piece: AffineMap) -> np.ndarray:

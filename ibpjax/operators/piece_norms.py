@@ -16,7 +16,7 @@ from ibpjax.operators.piece_forms import as_convolution, contraction
 from ibpjax.operators.pieces import AffineMap, Nonlinearity, overlaps
 from ibpjax.operators.spectral import NormBound, weakest
 from ibpjax.operators.spectral_convolutions import Convolution
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
 
 
 def piece_norm(piece: AffineMap, by: Callable[[Convolution], NormBound]) -> NormBound:
@@ -94,7 +94,7 @@ def _of_equation(piece: AffineMap, eqn: Equation, by: Callable[[Convolution], No
   alone = AffineMap(piece.program, piece.known, first, last, (eqn,))
   if (convolution := as_convolution(alone)) is not None:
     return by(convolution)
-  if before.size * eqn.outputs[0].size <= spectral.WHOLE and affine.is_affine(
+  if before.size * eqn.outputs[0].size <= spectral.WHOLE and table.is_affine(
       eqn, [v.id in piece.program.perturbed for v in eqn.inputs]):
     return spectral.dense(alone.matrix())
   raise unsupported(eqn, 'stands in an affine map that is too large to be looked at as a whole, and has no norm of '

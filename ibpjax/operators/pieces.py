@@ -12,7 +12,8 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, Program, Value, source_line, unsupported
 from ibpjax.operators.declared import declared_constant
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
+from ibpjax.rules import affine
 
 # Elementwise functions of one array: their greatest slopes.
 SLOPES = {P.abs_p: 1., P.tanh_p: 1., P.sin_p: 1., P.cos_p: 1., P.logistic_p: .25, P.erf_p: 2 / np.pi ** .5,
@@ -114,7 +115,7 @@ def units(program: Program) -> list[Nonlinearity]:
   pairs: dict[tuple[int, ...], tuple[int, Any]] = {}
   for eqn in program.equations:
     flags = [v.id in program.perturbed for v in eqn.inputs]
-    if not any(flags) or affine.is_affine(eqn, flags):
+    if not any(flags) or table.is_affine(eqn, flags):
       continue
     moving = tuple(v for v, p in zip(eqn.inputs, flags) if p)
     key = tuple(sorted(v.id for v in moving))

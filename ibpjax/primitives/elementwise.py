@@ -17,10 +17,11 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core import versions
-from ibpjax.core.row import Elementwise, kinks
+from ibpjax.core.row import EXACT, OWN, Elementwise, Row, kinks
 from ibpjax.core.sets import Interval
+from ibpjax.primitives.nonlinear import power
 
-Row = Elementwise | Callable[[dict[str, Any], int], Elementwise]
+Function = Elementwise | Callable[[dict[str, Any], int], Elementwise]
 
 
 def at_known(k: Any, *known: Any) -> Sequence[Any]:
@@ -268,7 +269,7 @@ def _hard_silu(k: Any) -> Sequence[Any]:
 
 # How far functions may be off: at least twice the most that XLA's CPU code was seen to be (jaxlib 0.10.2), over all
 # exponents and beside zeros, poles, kinks and ends of domains; within 4 units where 16 are stated.
-TABLE: dict[Any, Row] = {
+_FUNCTIONS: dict[Any, Function] = {
     P.max_p: Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0),
     P.min_p: Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0),
     P.abs_p: kinks(0., roundings=0),
@@ -320,7 +321,20 @@ TABLE: dict[Any, Row] = {
                            limits=(0., np.inf), roundings=16, cancellation=8.),
     jax.nn.sparse_plus: Elementwise(_sparse_plus, trend=1, limits=(0., np.inf), roundings=16, cancellation=8.),
 }
-TABLE.pop(None, None)  # primitives that this version of JAX lacks
+_FUNCTIONS.pop(None, None)  # primitives that this version of JAX lacks
+
+_EXTREME = dict(accuracy=EXACT, monotone=True, selects=True, keeps_unknown=True)
+_MORE: dict[Any, dict[str, Any]] = {   # what is known besides
+    P.max_p: _EXTREME,
+    P.min_p: _EXTREME,
+    P.abs_p: dict(accuracy=EXACT, keeps_unknown=True),
+    P.pow_p: dict(accuracy=512., image=power),
+    P.sin_p: dict(undefined_at_infinity=True),
+    P.cos_p: dict(undefined_at_infinity=True),
+    P.tan_p: dict(undefined_at_infinity=True),
+}
+ROWS: dict[Any, Row] = {key: Row(**dict(accuracy=OWN, elementwise=function) | _MORE.get(key, {}))
+                        for key, function in _FUNCTIONS.items()}
 
 # Functions that reach a trace as several equations, and how many known scalars follow the array.
 COMPOSED: dict[Callable[..., Any], int] = {

@@ -1,7 +1,7 @@
-"""Interval rules for what is neither affine nor elementwise in one operand.
+"""Primitives that are neither affine in all operands nor functions of each element: rules on boxes, and rows.
 
 Products, quotients and powers of two perturbed values, maxima, three-valued comparisons and
-selection, casts; and the composites (`composites`).
+selection, casts.
 """
 from __future__ import annotations
 
@@ -15,21 +15,11 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax.core.composite import Composite
 from ibpjax.core.program import Equation, rebind, unsupported
-from ibpjax.core.sets import Interval, as_interval, centre_radius, hull, is_set, unbounded
+from ibpjax.core.row import CONTRACTED, EXACT, INCREASING, MOVES, OWN, PRODUCTS, SCALED, SUMS, WHOLE, Row
+from ibpjax.core.sets import Interval, around, as_interval, centre_radius, hull, is_set, unbounded
 from ibpjax.primitives import integers, reductions
-from ibpjax.primitives.affine import CONTROL, INCREASING, around
 from ibpjax.primitives.reductions import corners, ends
-
-Rule = Callable[[Equation, Sequence[Any]], Interval | list[Interval] | None]
-
-# Increasing in every operand: exact on each end separately.
-MONOTONE = frozenset({
-    P.max_p, P.min_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p, P.reduce_window_max_p, P.reduce_window_min_p,
-    P.cummax_p, P.cummin_p, P.floor_p, P.ceil_p, P.round_p, P.sign_p, P.pad_p,
-    P.and_p, P.or_p, P.reduce_and_p, P.reduce_or_p, P.reduce_precision_p, P.scatter_max_p, P.scatter_min_p,
-})
 
 
 def _same(eqn: Equation) -> bool:
@@ -121,7 +111,7 @@ def _equal(a: Interval, b: Interval) -> Interval:
   return Interval(always, ~((a.lower > b.upper) | (a.upper < b.lower)))
 
 
-_COMPARISONS: dict[Any, tuple[Callable[[Interval, Interval], Interval], bool]] = {
+COMPARISONS: dict[Any, tuple[Callable[[Interval, Interval], Interval], bool]] = {
     # primitive: (rule, its value when both sides are one value)
     P.gt_p: (_greater, False),
     P.lt_p: (lambda a, b: _greater(b, a), False),
@@ -134,7 +124,7 @@ _COMPARISONS: dict[Any, tuple[Callable[[Interval, Interval], Interval], bool]] =
 
 def comparison(eqn: Equation, operands: Sequence[Any]) -> Interval:
   """x < y and its kin: an interval of booleans, (always, possibly)."""
-  rule, reflexive = _COMPARISONS[eqn.primitive]
+  rule, reflexive = COMPARISONS[eqn.primitive]
   if _same(eqn):  # ne(x, x) is how code asks for NaN, which only values that overflow can be
     x = as_interval(operands[0])
     certain = jnp.isfinite(x.lower) & jnp.isfinite(x.upper)
@@ -188,74 +178,6 @@ def finite(eqn: Equation, operands: Sequence[Any]) -> Interval:
   return Interval(always, jnp.ones_like(always))
 
 
-TABLE: dict[Any, Rule] = {
-    P.mul_p: product,
-    P.div_p: quotient,
-    P.pow_p: power,
-    P.atan2_p: angle,
-    P.reduce_prod_p: reductions.reduce_prod,
-    P.cumprod_p: reductions.cumprod,
-    P.cumlogsumexp_p: ends,
-    P.sort_p: reductions.sort,
-    P.top_k_p: reductions.top_k,
-    P.scatter_p: reductions.scatter,
-    lax.scatter_sub_p: reductions.scatter_sub,
-    P.scatter_mul_p: reductions.scatter_mul,
-    P.dot_general_p: contraction,
-    P.conv_general_dilated_p: contraction,
-    P.select_n_p: selection,
-    P.convert_element_type_p: cast,
-    P.stop_gradient_p: stop_gradient,
-    P.is_finite_p: finite,
-    P.not_p: lambda eqn, operands: _not(operands[0]),
-    P.xor_p: lambda eqn, operands: _not(_equal(*map(as_interval, operands))),
-    **dict.fromkeys(_COMPARISONS, comparison),
-}
-
-
-_LOGIC = frozenset({P.and_p, P.or_p, P.xor_p, P.not_p})
-_SCATTERS = frozenset({P.scatter_p, P.scatter_add_p, lax.scatter_sub_p, P.scatter_mul_p, P.scatter_max_p,
-                       P.scatter_min_p})
-_COMPLEX = frozenset({P.complex_p, P.real_p, P.imag_p, P.conj_p, P.fft_p})
-
-
-def _refuse(eqn: Equation, perturbed: Sequence[bool]) -> None:
-  """Raises for what has no bounds for a reason that no rule could change."""
-  if eqn.key in _LOGIC and eqn.inputs[0].dtype != jnp.bool_:
-    raise unsupported(eqn, 'combines the bits of perturbed integers; only booleans are bounded')
-  if eqn.key in (P.argmax_p, P.argmin_p):
-    raise unsupported(eqn, 'is a position that depends on perturbed values, and jumps with them. Bound the values '
-                           'themselves (max, sort, top_k), or margins between them (ibpjax.margins)')
-  if eqn.key in _COMPLEX or any(jnp.issubdtype(v.dtype, jnp.complexfloating) for v in (*eqn.inputs, *eqn.outputs)):
-    raise unsupported(eqn, 'uses complex numbers, which have no order and so no intervals. Compute the real and the '
-                           'imaginary part as two real arrays')
-  moved = eqn.key in CONTROL and eqn.key not in (P.select_n_p, P.div_p, P.pad_p) and any(perturbed[CONTROL[eqn.key]])
-  if moved or (eqn.key in _SCATTERS and perturbed[1]):
-    raise unsupported(eqn, 'is indexed by positions that depend on perturbed values, such as those of a sort, top_k or '
-                           'argmax. Use the sorted values themselves, or jnp.where with comparisons')
-
-
-def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval] | None:
-  """Bounds of an equation by this file's rules, or None if it has none for these operands."""
-  if isinstance(eqn.key, Composite):
-    return [eqn.key.image(operands, 0.)]
-  perturbed = [is_set(x) for x in operands]
-  _refuse(eqn, perturbed)
-  if any(is_set(x) and jnp.issubdtype(x.dtype, jnp.integer) for x in operands) and eqn.key not in (
-      P.convert_element_type_p, P.select_n_p, *_COMPARISONS):
-    return integers.image(eqn, operands)
-  structural = (eqn.key in INCREASING and eqn.key not in (P.select_n_p, P.convert_element_type_p)
-                and not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating))
-  if structural or (eqn.key in MONOTONE and (eqn.key not in (P.max_p, P.min_p) or all(perturbed))):
-    return ends(eqn, operands)
-  if eqn.key is P.select_n_p and not perturbed[0]:  # of booleans, by a known predicate
-    return ends(eqn, operands)
-  if eqn.key is P.pow_p and not all(perturbed):  # a row of the table of elementwise functions
-    return None
-  out = None if (rule := TABLE.get(eqn.key)) is None else rule(eqn, operands)
-  return [out] if isinstance(out, Interval) else out
-
-
 @jax.custom_jvp
 def _next(x: Any, towards: Any) -> Any:
   """The next float, with the derivative of the identity."""
@@ -265,3 +187,63 @@ def _next(x: Any, towards: Any) -> Any:
 @_next.defjvp
 def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
   return _next(*primals), tangents[0]
+
+
+def logic_not(eqn: Equation, operands: Sequence[Any]) -> Interval:
+  """Three-valued logic."""
+  return _not(operands[0])
+
+
+def exclusive_or(eqn: Equation, operands: Sequence[Any]) -> Interval:
+  """Three-valued logic."""
+  return _not(_equal(*map(as_interval, operands)))
+
+
+_GREATEST = Row(accuracy=EXACT, monotone=True, many=True, selects=True)   # or least, of many
+_JUMPS = Row(accuracy=EXACT, monotone=True)
+_LOGIC = Row(accuracy=WHOLE, monotone=True)
+
+ROWS: dict[Any, Row] = {
+    # Affine in one operand where the others are known.
+    P.mul_p: Row(affine=SCALED, accuracy=SUMS, image=product, undefined_at_infinity=True),
+    P.div_p: Row(affine=SCALED, accuracy=SUMS, control=slice(1, None), image=quotient, undefined_at_infinity=True),
+    P.dot_general_p: Row(affine=CONTRACTED, accuracy=SUMS, image=contraction),
+    P.conv_general_dilated_p: Row(affine=CONTRACTED, accuracy=SUMS, image=contraction),
+    P.select_n_p: Row(affine=INCREASING, accuracy=EXACT, control=slice(0, 1), places=True, image=selection),
+    P.convert_element_type_p: Row(affine=INCREASING, accuracy=EXACT, image=cast),
+    P.stop_gradient_p: Row(accuracy=MOVES, image=stop_gradient),
+    P.atan2_p: Row(accuracy=16., image=angle),
+    # Of many elements.
+    P.reduce_max_p: _GREATEST,
+    P.reduce_min_p: _GREATEST,
+    P.reduce_window_max_p: _GREATEST,
+    P.reduce_window_min_p: _GREATEST,
+    P.cummax_p: _GREATEST,
+    P.cummin_p: _GREATEST,
+    P.sort_p: Row(accuracy=EXACT, many=True, selects=True, image=reductions.sort),
+    P.top_k_p: Row(accuracy=EXACT, image=reductions.top_k),
+    P.reduce_prod_p: Row(accuracy=PRODUCTS, many=True, undefined_at_infinity=True, image=reductions.reduce_prod),
+    P.cumprod_p: Row(accuracy=PRODUCTS, many=True, undefined_at_infinity=True, image=reductions.cumprod),
+    P.cumlogsumexp_p: Row(accuracy=OWN, many=True, image=ends),
+    P.scatter_p: Row(accuracy=EXACT, places=True, image=reductions.scatter),
+    lax.scatter_sub_p: Row(accuracy=SUMS, many=True, image=reductions.scatter_sub),
+    P.scatter_mul_p: Row(accuracy=PRODUCTS, many=True, undefined_at_infinity=True, image=reductions.scatter_mul),
+    P.scatter_max_p: Row(accuracy=EXACT, monotone=True, many=True),
+    P.scatter_min_p: Row(accuracy=EXACT, monotone=True, many=True),
+    # Jumps.
+    P.clamp_p: _JUMPS,
+    P.floor_p: _JUMPS,
+    P.ceil_p: _JUMPS,
+    P.round_p: _JUMPS,
+    P.sign_p: _JUMPS,
+    P.reduce_precision_p: _JUMPS,
+    # Of booleans.
+    **dict.fromkeys(COMPARISONS, Row(accuracy=WHOLE, image=comparison)),
+    P.and_p: _LOGIC,
+    P.or_p: _LOGIC,
+    P.reduce_and_p: _LOGIC,
+    P.reduce_or_p: _LOGIC,
+    P.not_p: Row(accuracy=WHOLE, image=logic_not),
+    P.xor_p: Row(accuracy=WHOLE, image=exclusive_or),
+    P.is_finite_p: Row(accuracy=WHOLE, image=finite),
+}

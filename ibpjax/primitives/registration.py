@@ -3,17 +3,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
-from ibpjax.core.row import Elementwise
-from ibpjax.primitives.elementwise import TABLE
+from ibpjax.core.row import OWN, Elementwise, Row
 
 elementwise_call_p = jex.Primitive('elementwise_call')
-TABLE[elementwise_call_p] = lambda params, slot: params['rule']
 
 
 def elementwise(rule: Elementwise) -> Callable[[Callable], Callable]:
@@ -63,3 +62,6 @@ elementwise_call_p.def_abstract_eval(lambda x, *known, fn, rule: jax.core.Shaped
 ad.primitive_jvps[elementwise_call_p] = _jvp
 batching.primitive_batchers[elementwise_call_p] = _batch
 mlir.register_lowering(elementwise_call_p, mlir.lower_fun(_call, multiple_results=False))
+
+ROWS: dict[Any, Row] = {
+    elementwise_call_p: Row(accuracy=OWN, elementwise=lambda params, slot: params['rule'], undefined_at_infinity=True)}

@@ -12,7 +12,7 @@ from jax.extend.core import primitives as P
 from ibpjax.core.program import Equation, rebind, unsupported
 from ibpjax.core.row import Elementwise, kinks
 from ibpjax.core.sets import Interval, centre_radius, concrete
-from ibpjax.primitives.elementwise import TABLE
+from ibpjax.primitives import table
 from ibpjax.rules.slopes import Lines, Steered, with_gradient_of
 from ibpjax.xla.materialize import materialize
 
@@ -22,7 +22,7 @@ _ANY_SLOT = frozenset({P.max_p, P.min_p, P.pow_p})
 
 def row(eqn: Equation, slot: int) -> Elementwise | None:
   """What the table states about an equation whose operand number `slot` alone is perturbed."""
-  found = TABLE.get(eqn.key)
+  found = table.of(eqn).elementwise
   if slot and eqn.key not in _ANY_SLOT:
     return None
   return found if found is None or isinstance(found, Elementwise) else found(eqn.params, slot)
@@ -31,7 +31,7 @@ def row(eqn: Equation, slot: int) -> Elementwise | None:
 def unary(eqn: Equation, operands: Sequence[Any]) -> tuple[Elementwise, Callable[[Any], Any], Interval, list[Any]]:
   """(rule, fn, interval, known): the equation as a function of its one perturbed operand."""
   slots = [i for i, x in enumerate(operands) if isinstance(x, Interval)]
-  if eqn.key not in TABLE:
+  if table.of(eqn).elementwise is None:
     raise unsupported(eqn, 'has no bound rule. Write it with supported operations, or register the function it '
                            'is part of with @ibpjax.elementwise')
   slot = slots[0]

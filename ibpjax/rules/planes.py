@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ibpjax.core.program import rebind, trace
 from ibpjax.core.sets import Interval, is_set
-from ibpjax.primitives import affine
 from ibpjax.primitives.reductions import times
+from ibpjax.rules import affine
 from ibpjax.xla.select import select
 
 

@@ -26,9 +26,10 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.composite import Composite
 from ibpjax.core.program import Equation, rebind
+from ibpjax.core.row import EXACT, MOVES, PRODUCTS, SCALED, SUMS
 from ibpjax.core.sets import Interval, LpBall, as_interval, is_floating, is_set, unbounded
 from ibpjax.core.subnormal import is_subnormal, least_kept, may_be_subnormal, without_subnormal
-from ibpjax.primitives import affine, reductions
+from ibpjax.primitives import reductions, table
 from ibpjax.rules import accuracy
 from ibpjax.rules.undefined import spoiled
 
@@ -48,10 +49,11 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     return step(eqn, operands)  # loops widen inside
   if not jnp.issubdtype(eqn.outputs[0].dtype, jnp.floating):
     return step(eqn, _sets(operands))  # comparisons are exact
-  if eqn.key in accuracy.MOVES:
+  row = table.of(eqn)
+  if row.accuracy == MOVES:
     return normal(step(eqn, operands)) if _known_floats(operands) else step(eqn, operands)
   widened = functools.partial(_widened, step)
-  adds = eqn.key in accuracy.SUMS and (eqn.key not in affine.SCALING or sum(map(is_set, operands)) == 1)
+  adds = row.accuracy == SUMS and (row.affine != SCALED or sum(map(is_set, operands)) == 1)
   if adds or eqn.key in (P.select_n_p, P.scatter_p):
     return widened(eqn, operands)
   return spoiled(widened, eqn, operands)
@@ -59,11 +61,12 @@ def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
 
 def _widened(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
   """A step that computes something, widened by its rounding."""
-  if eqn.key in accuracy.EXACT:
+  stated = table.of(eqn).accuracy
+  if stated == EXACT:
     return _exact(step, eqn, operands)
   if isinstance(eqn.key, Composite):
     return [eqn.key.image(_sets(operands), accuracy.unit(eqn))]
-  if eqn.key in accuracy.SUMS:
+  if stated == SUMS:
     return _summed(step, eqn, operands)
   out, known = _rounded(step, eqn, operands), _known_floats(operands)
   unknown = _anywhere(known, eqn.outputs[0].shape) if known else False
@@ -134,13 +137,14 @@ def _overflows(eqn: Equation, sizes: Sequence[Any], terms: int) -> Any:
     return ~(jnp.abs(rebind(eqn, *sizes)[0]) < limit)
   greatest = [jnp.max(jnp.where(jnp.isfinite(a), a, 0), initial=0).astype(eqn.outputs[0].dtype)
               for a in sizes if is_floating(a)]
-  return functools.reduce(operator.mul if eqn.key in affine.WEIGHTED else operator.add, greatest) >= limit / terms
+  joined = operator.mul if table.of(eqn).affine in table.WEIGHTED else operator.add
+  return functools.reduce(joined, greatest) >= limit / terms
 
 
 def _rounded(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
   """Other functions, by their stated accuracy."""
   u = accuracy.unit(eqn)
-  if eqn.key in accuracy.PRODUCTS:
+  if table.of(eqn).accuracy == PRODUCTS:
     return [_wider(x, (4. * reductions.count(eqn) + 16) * u) for x in step(eqn, operands)]
   if eqn.key is P.cumlogsumexp_p:
     relative = absolute = tinies = 4. * reductions.count(eqn) + 16
@@ -162,18 +166,18 @@ def flushed(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:
   """How far the products of an equation may be off because a known factor, or 1 over it, was taken for 0.
 
   Args:
-    eqn: an equation of `accuracy.SUMS`.
+    eqn: an equation whose accuracy is SUMS.
     sizes: the absolute values of its operands, or what these sum to.
     flags: which operands are perturbed.
 
   Returns:
     An array that broadcasts to the result.
   """
-  if eqn.key not in affine.WEIGHTED or sum(flags) != 1 or (eqn.key is P.div_p and flags[1]):
+  if table.of(eqn).affine not in table.WEIGHTED or sum(flags) != 1 or (eqn.key is P.div_p and flags[1]):
     return 0.
   size, factor = sizes[flags.index(True)], eqn.inputs[flags.index(False)]
   off = least_kept(factor.dtype) * size.astype(eqn.outputs[0].dtype)
-  return off if eqn.key in affine.SCALING else jnp.sum(jnp.where(jnp.isfinite(off), off, 0))
+  return off if table.of(eqn).affine == SCALED else jnp.sum(jnp.where(jnp.isfinite(off), off, 0))
 
 
 def magnitude(x: Any) -> Any:

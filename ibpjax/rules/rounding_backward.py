@@ -18,11 +18,13 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.composite import Composite
 from ibpjax.core.program import Equation, Program, rebind
+from ibpjax.core.row import CONTRACTED, SUMS
 from ibpjax.core.sets import Interval, is_set
 from ibpjax.core.subnormal import least_kept
-from ibpjax.primitives import affine
+from ibpjax.primitives import table
 from ibpjax.primitives.reductions import times
-from ibpjax.rules.accuracy import SUMS, of_value, roundings, unit
+from ibpjax.rules import affine
+from ibpjax.rules.accuracy import of_value, roundings, unit
 from ibpjax.rules.planes import LinearRelaxation, Maps, Slopes
 from ibpjax.rules.rounding import flushed, gamma, magnitude, vanished
 
@@ -57,7 +59,7 @@ class Errors:
         constant = _magnitudes(eqn, [jnp.zeros_like(x) if p else x for x, p in zip(sizes, flags)])[0]
         self.found[id(eqn)] = of_affine(eqn, sizes, flags) + gamma(terms, unit(eqn)) * constant
       else:
-        exact = eqn.key not in SUMS and roundings(eqn, flags)[1] == 1
+        exact = table.of(eqn).accuracy != SUMS and roundings(eqn, flags)[1] == 1
         self.found[id(eqn)] = None if exact else of_affine(eqn, sizes, flags)
     return self.found[id(eqn)]
 
@@ -92,7 +94,7 @@ def of_planes(eqn: Equation, planes: LinearRelaxation, operands: Sequence[Any], 
   own, cancellation, tinies = of_value(eqn, operands)
   moving, terms = [x for x, p in zip(sizes, flags) if p], 8.
   if isinstance(planes, Maps):
-    entered = sum(roundings(eqn, flags)) if eqn.key in affine.CONTRACTIONS else max(x.size for x in moving)
+    entered = sum(roundings(eqn, flags)) if table.of(eqn).affine == CONTRACTED else max(x.size for x in moving)
     terms += 4 * (entered + max(x.size for x in operands) // max(out.size, 1))
   reach = _reach(planes, moving)
   if cancellation:

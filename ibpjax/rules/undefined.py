@@ -20,17 +20,7 @@ from ibpjax.composites.softmax import OF_EXPONENTS
 from ibpjax.core.composite import Composite
 from ibpjax.core.program import Equation, rebind
 from ibpjax.core.sets import Interval, is_floating, is_set, is_unbounded, unbounded
-from ibpjax.primitives.registration import elementwise_call_p
-
-# What makes an element of the result of many.
-_OF_MANY = frozenset({
-    P.reduce_max_p, P.reduce_min_p, P.reduce_prod_p, P.cumprod_p, P.cummax_p, P.cummin_p, P.cumlogsumexp_p, P.sort_p,
-    P.reduce_window_max_p, P.reduce_window_min_p, P.scatter_max_p, P.scatter_min_p, P.scatter_mul_p,
-})
-# What may be undefined at infinity: sin(inf), 0 inf, inf / inf; and functions of many operations, which may do that.
-_OF_FINITE = frozenset({
-    P.sin_p, P.cos_p, P.tan_p, P.reduce_prod_p, P.cumprod_p, P.scatter_mul_p, P.mul_p, P.div_p, elementwise_call_p,
-})
+from ibpjax.primitives import table
 
 
 def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: Sequence[Any]) -> list[Any]:
@@ -51,7 +41,7 @@ def spoiled(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, ope
     return out
   if eqn.key is P.top_k_p:  # which sorts NaN first or last, by its sign
     where = [jnp.any(found[0], -1, keepdims=True)] * len(out)
-  elif eqn.key in _OF_MANY or (composite and not isinstance(eqn.key, Blend)):
+  elif table.of(eqn).many or (composite and not isinstance(eqn.key, Blend)):
     where = [jnp.isnan(a) for a in rebind(eqn, *(_marked(eqn, x, m) for x, m in zip(operands, marks, strict=True)))]
   else:
     where = [functools.reduce(operator.or_, found)] * len(out)
@@ -62,7 +52,7 @@ def _undefined(eqn: Equation, x: Interval) -> Any:
   """Where the elements of an operand make what is computed from them NaN, or may do so."""
   if isinstance(eqn.key, OF_EXPONENTS):
     return x.upper == jnp.inf  # exp(-inf) is 0
-  if eqn.key in _OF_FINITE or callable(eqn.key):
+  if table.of(eqn).undefined_at_infinity or callable(eqn.key):
     return jnp.isinf(x.lower) | jnp.isinf(x.upper)
   return is_unbounded(x)
 
