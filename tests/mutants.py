@@ -131,11 +131,13 @@ FAULTS = [
 
 
 def copied(folder: pathlib.Path) -> None:
-  """Puts the files that git tracks into a folder."""
+  """Puts the files that git tracks into a folder, a repository as well: a test asks which these are."""
   files = subprocess.run(['git', 'ls-files'], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split('\n')
   for name in filter(None, files):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(ROOT / name, folder / name)
+  subprocess.run(['git', 'init', '--quiet'], cwd=folder, check=True)
+  subprocess.run(['git', 'add', '--all'], cwd=folder, check=True)
 
 
 def failing(folder: pathlib.Path, modules: list[str]) -> str | None:

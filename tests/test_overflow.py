@@ -334,3 +334,13 @@ def test_sums_that_overflow_in_another_order(name):
     assert np.all(np.isinf(bound.lower) & np.isinf(bound.upper))
     little = interpreted(method(lambda x: SUMS[name](x * 1e-6), round_outward=True))(box(np.ones(64), np.ones(64)))
     assert np.all(np.isfinite(little.width))
+
+
+def test_a_contraction_that_overflows_where_its_bound_is_computed_is_unknown():
+  """Alone finds that the middle of a box, infinite by overflow, is taken for the value: which is 12 here, exactly."""
+  with jax.enable_x64(False):
+    huge, x = jnp.full((1, 1), 3e38), jnp.full(1, 2.)
+    f = lambda huge: ibp(lambda x: jnp.minimum(huge @ x * 2e-38, 20.))(Interval(x - 1e-3, x + 1e-3))
+    unknown, known = f(huge), f(huge / 2)
+  assert float(unknown.lower[0]) <= 12 <= float(unknown.upper[0])
+  assert 5.9 < float(known.lower[0]) <= 6 <= float(known.upper[0]) < 6.1

@@ -8,7 +8,7 @@ import pytest
 from checks import inside, samples
 from interpreted import interpreted
 
-from ibpjax import Interval, crown, lbp
+from ibpjax import Interval, crown, lbp, linear_bounds
 
 pytestmark = pytest.mark.usefixtures('x64')
 GREATEST = {
@@ -44,3 +44,16 @@ def test_the_greatest_of_three_by_slopes_of_3():
   box = Interval(-jnp.ones(3), jnp.ones(3))
   for method in (crown, lbp):  # -6 where a factor 1 - 3 was multiplied to a plane above
     assert float(interpreted(method(g, lines=lines))(box).upper) >= 14 == float(g(jnp.asarray([-1., 1., -1.])))
+
+
+@pytest.mark.parametrize(('x', 'y'), [((1., 2.), (-3., 1.)), ((-2., 1.), (-1., 3.)), ((.5, 1.), (2., 4.))])
+def test_planes_of_a_product_touch_it_at_three_corners(x, y):
+  """Alone finds planes through other corners: sound, for their intercepts are computed, and loose."""
+  def planes(x, y):
+    found = linear_bounds(lambda x, y: x * y)(x, y)
+    corners = [(a, b) for a in (x.lower, x.upper) for b in (y.lower, y.upper)]
+    return [[side(a, b) - a * b for a, b in corners] for side in (found.lower, found.upper)]
+  below, above = np.asarray(interpreted(planes)(*(Interval(jnp.asarray(l), jnp.asarray(u)) for l, u in (x, y))))
+  assert below.max() < 1e-9
+  assert above.min() > -1e-9
+  assert np.sum(np.abs(below) < 1e-9) == np.sum(np.abs(above) < 1e-9) == 3
