@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from ibpjax.training.step import split
@@ -18,7 +19,7 @@ def running_mean(mean: Any, params: Any, count: Any) -> Any:
 
   Stochastic weight averaging takes it at the end of each epoch (Izmailov et al. 2018, algorithm 1).
   """
-  return jax.tree.map(lambda m, p: m + (p - m) / (count + 1), mean, params)
+  return optax.incremental_update(params, mean, 1 / (count + 1))
 
 
 def measured_batch_stats(graphdef: Any, params: Any, batch_stats: Any, batches: Iterable[Any]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 
 Schedule = Callable[[Any], Any]
 
@@ -16,10 +17,9 @@ def linear(value: float, start: int, length: int, initial: float = 0.) -> Schedu
   """`initial` until step `start`, then in a straight line to `value` within `length` steps."""
   _check(start, length)
 
-  def schedule(step):
-    done = jnp.clip((step - start) / max(length, 1), 0., 1.) if length else jnp.where(step >= start, 1., 0.)
-    return initial + done * (value - initial)
-  return schedule
+  if not length:
+    return lambda step: jnp.where(step >= start, value, initial)
+  return optax.linear_schedule(initial, value, length, start)
 
 
 def smoothed(value: float, start: int, length: int, initial: float = 0., mid: float = 0.25) -> Schedule:

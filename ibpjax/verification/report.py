@@ -1,7 +1,6 @@
 """What an evaluation found: verdicts of examples, and their summary as errors with confidence intervals."""
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -28,11 +27,9 @@ def wilson(successes: int, n: int, level: float = .95) -> tuple[float, float]:
     raise ValueError(f'{successes} of {n} is not a proportion')
   if not 0 < level < 1:
     raise ValueError(f'level is {level}; a confidence lies between 0 and 1, as .95 does')
-  z2 = statistics.NormalDist().inv_cdf((1 + level) / 2) ** 2
-  p = successes / n
-  centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-  half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-  return (centre - half if successes else 0.), (centre + half if successes < n else 1.)
+  from scipy import stats
+  low, high = stats.binomtest(successes, n).proportion_ci(level, method='wilson')
+  return float(low), float(high)
 
 
 def verdict(correct: bool, verified: bool, broken: bool) -> str:
