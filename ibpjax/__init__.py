@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `ibpjax.nn`, which needs Flax, and `ibpjax.training`, which needs optax too, where they are first used."""
-  if name in ('nn', 'training'):
+  """Imports where they are first used `ibpjax.nn`, which needs Flax, `ibpjax.training`, optax too, `ibpjax.testing`."""
+  if name in ('nn', 'testing', 'training'):
     return importlib.import_module(f'ibpjax.{name}')
   raise AttributeError(f'module ibpjax has no attribute {name!r}')

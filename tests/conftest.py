@@ -59,6 +59,14 @@ def pytest_runtest_setup(item):
     compiled['fast'] = fast
 
 
+@pytest.fixture(autouse=True)
+def same_draws(request):
+  """The random numbers of a module are the same for each of its tests, in whatever order they run."""
+  rng = getattr(request.module, 'RNG', None)
+  if rng is not None:
+    rng.bit_generator.state = type(rng.bit_generator)(0).state
+
+
 @pytest.fixture
 def x64():
   """Runs a test in float64, where laws hold to 1e-12 and not to 1e-5."""

@@ -15,8 +15,8 @@ from ibpjax.core import versions
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Rooms from the ground up: each imports only rooms listed before it.
-ROOMS = ['_version', 'core', 'xla', 'primitives', 'composites', 'rules', 'engine', 'operators', 'methods', 'nn',
-         'training', 'data', 'runs', 'verification', 'plotting', 'cli', '__init__', '__main__']
+ROOMS = ['_version', 'core', 'xla', 'primitives', 'composites', 'rules', 'engine', 'operators', 'methods', 'testing',
+         'nn', 'training', 'data', 'runs', 'verification', 'plotting', 'cli', '__init__', '__main__']
 
 
 def imported(path):
