@@ -78,6 +78,11 @@ def ramp(x, r):
   return nn.param_ramp(x, r, .1)
 
 
+def over_some(some, terms):
+  """A part of the sum of the first four of some terms."""
+  return some / jnp.sum(terms, where=jnp.arange(6) < 4)
+
+
 IMAGE = (1, 6, 5, 2)
 AFFINE = {
     'add': Case(lambda x: x + lax.rev(x, (0,))),
@@ -254,6 +259,8 @@ NONLINEAR = {
     'softmax, transposed': Case(lambda x: jax.nn.softmax(jnp.swapaxes(x.reshape(2, 3), 0, 1), axis=0)),
     'softmax, masked': Case(lambda x: jax.nn.softmax(x, where=jnp.arange(6) < 4)),
     'softmax, mask in the logits': Case(lambda x: jax.nn.softmax(jnp.where(jnp.arange(6) < 4, x, -1e9))),
+    'softmax over some': Case(lambda x: over_some(jnp.exp(x), jnp.exp(x))),
+    'softmax of some by hand': Case(lambda x: over_some(jnp.where(jnp.arange(6) < 4, jnp.exp(x), 0), jnp.exp(x))),
     'softmax by hand': Case(lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x))),
     'log_softmax': Case(lambda x: jax.nn.log_softmax(x.reshape(2, 3), axis=1)),
     'logsumexp': Case(lambda x: jax.nn.logsumexp(x.reshape(2, 3), axis=0)),
