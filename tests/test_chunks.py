@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from interpreted import interpreted
 
 from ibpjax import crown, ibp, linf_ball
-from ibpjax.xla.batching import over_rows
+from ibpjax.xla.batching import over_rows, sum_over
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -69,6 +69,15 @@ def test_rows_have_derivatives_too():
     return over_rows(lambda x: x ** 2, rows, 1, 2, needed).sum()
   rows = jnp.arange(5.)
   np.testing.assert_array_equal(jax.grad(total)(rows, jnp.ones(5, bool)), jax.grad(total)(rows))
+
+
+@pytest.mark.parametrize('n', [2, 6, 7])
+def test_sums_over_rows_take_all_of_them(n):
+  """Alone finds rows that are left over: 7 are two threes and one more."""
+  rows = jnp.arange(4. * n).reshape(n, 4)
+  total = lambda rows: sum_over(lambda some: jnp.sum(some ** 2, 0), rows, width=(1 << 18) // 3)
+  np.testing.assert_allclose(interpreted(total)(rows), np.sum(np.asarray(rows) ** 2, 0), rtol=1e-6)
+  np.testing.assert_allclose(interpreted(jax.grad(lambda rows: total(rows).sum()))(rows), 2 * rows, rtol=1e-6)
 
 
 def network(weights, x):
