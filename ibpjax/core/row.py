@@ -241,7 +241,7 @@ class Row:
   """
   accuracy: str | float | None = None
   affine: str | None = None
-  control: slice = slice(0, 0)
+  control: slice = dataclasses.field(default_factory=lambda: slice(0, 0))
   many: bool = False
   repeats: bool = False
   places: bool = False
