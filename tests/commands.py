@@ -14,8 +14,10 @@ from multiprocessing import reduction
 
 ROOT = pathlib.Path(__file__).parent.parent
 _SERVER = multiprocessing.get_context('forkserver')
-_SERVER.set_forkserver_preload(['ibpjax', 'flax.nnx', 'optax', 'orbax.checkpoint', 'scipy.optimize',
-                                'matplotlib.pyplot', 'tensorboardX', 'grain', 'absl.app'])
+_SERVER.set_forkserver_preload([
+    'ibpjax.nn', 'ibpjax.training', 'ibpjax.runs.load_run', 'ibpjax.plotting.figures', 'ibpjax.verification.evaluation',
+    'ibpjax.cli.commands', 'flax.nnx', 'optax', 'orbax.checkpoint', 'scipy.optimize', 'matplotlib.pyplot',
+    'tensorboardX', 'grain', 'absl.app'])
 
 
 def run(module, *flags, given='', environment=(), timeout=300):
