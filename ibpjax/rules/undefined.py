@@ -3,7 +3,7 @@
 All operations but comparisons and selections hand NaN on, bounded functions too: tanh(NaN) is no number between -1 and
 1. A box holds no NaN; the whole line stands for it. So an element of which nothing is known may be NaN, and nothing is
 known of what is computed from it. Sums do this by themselves: what is added to the whole line is the whole line, or
-has ends that are NaN, which `honest` makes infinite.
+has ends that are NaN, which `nan_to_unbounded` makes infinite.
 """
 from __future__ import annotations
 
