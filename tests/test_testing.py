@@ -58,3 +58,18 @@ def test_rules_that_do_not_hold():
     testing.check_rule(lambda x: sine(stationary=False)(4 * x).sum(), BOX)
   with pytest.raises(AssertionError, match='is loose'):
     testing.check_rule(lambda x: x - jax.lax.stop_gradient(x), BOX)
+
+
+def test_a_sum_of_many_elements_is_not_loose():
+  testing.check_rule(lambda x: jnp.sum(x), Interval(np.zeros(900), np.ones(900)), points=100)
+
+
+def test_lines_that_are_not_numbers_are_found():
+  with pytest.raises(AssertionError, match='has no line of a slope of its own'):
+    testing.check_elementwise(exponential(lambda k: (jnp.nan * k,), 16))
+
+
+def test_what_is_wrong_in_one_of_more_results_than_arguments_is_said():
+  wrong = elementwise(Elementwise(lambda k: (), trend=1, roundings=16))(jnp.square)
+  with pytest.raises(AssertionError, match='is wrong: the value'):
+    testing.check_rule(lambda x: jnp.concatenate([x, x, wrong(x)]), Interval(-np.ones(2), np.ones(2)))

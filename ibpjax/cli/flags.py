@@ -1,4 +1,4 @@
-"""Kinds of absl flags that the experiments share."""
+"""Kinds of absl flags that commands and experiments share."""
 from collections.abc import Sequence
 
 from absl import flags

@@ -98,9 +98,9 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def _folder(library: str) -> str:
-  """Where a library lies, which is not imported for it."""
+  """Where a library lies, which is not imported for it; what no absolute path begins with, if it is not installed."""
   found = importlib.util.find_spec(library)
-  return os.path.dirname(found.origin) + os.sep if found is not None and found.origin is not None else os.sep
+  return os.path.dirname(found.origin) + os.sep if found is not None and found.origin is not None else library
 
 
 # Frames of these say how a layer is written; the user wants to know which of their lines called it.

@@ -340,16 +340,16 @@ class BackwardPass:
     ends, weights, largest = plain.ends(value), 0, 0
     if value.id in ends:
       return None
-    preactivations = {value.id}
+    reached = {value.id}
     for eqn in reversed(self.program.equations):
-      if any(v.id in preactivations for v in eqn.outputs):
+      if any(v.id in reached for v in eqn.outputs):
         if eqn.key not in _LAYER:
           return None
         moving = [v for v in eqn.inputs if v.id in self.program.perturbed]
         if table.of(eqn).affine == CONTRACTED:
           weights += sum(v.size for v in eqn.inputs if v.id not in self.program.perturbed)
         largest = max(largest, sum(v.size for v in moving))
-        preactivations |= {v.id for v in moving} - set(ends)
+        reached |= {v.id for v in moving} - set(ends)
     if value.size * largest > 2 * weights:
       return None
 

@@ -227,7 +227,7 @@ class ForwardBounds:
     def enter(v, x):
       return self.of(v) if v.id in self.intervals.program.perturbed else self._point(x.lower)
     entered = [enter(v, x) if m else x for v, x, m in zip(eqn.inputs, operands, floats(body.inputs, body), strict=True)]
-    preactivations = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.intervals.program)
+    carried = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.intervals.program)
 
     def step(carry, xs):
       given = [*entered[:first], *carry, *xs]
@@ -243,7 +243,7 @@ class ForwardBounds:
         return forms(inner).of(v) if v.id in body.perturbed else self._point(jnp.asarray(inner.env[v.id]))
       plain = [inner.env[v.id] for v in body.outputs]
       plain[:last - first] = control.lift(plain[:last - first], body.inputs[first:last], body)
-      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, preactivations, strict=True)]
+      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, carried, strict=True)]
       return control.typed(out[:last - first], carry), out[last - first:]
 
     carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.loop.length,

@@ -16,7 +16,7 @@ from ibpjax.primitives import nonlinear, table
 from ibpjax.primitives.reductions import ends
 from ibpjax.rules import integers
 
-_BITS = frozenset({P.and_p, P.or_p, P.xor_p, P.not_p})
+_BITS = frozenset({P.and_p, P.or_p, P.xor_p, P.not_p, P.reduce_and_p, P.reduce_or_p})
 _SCATTERS = frozenset({P.scatter_p, P.scatter_add_p, lax.scatter_sub_p, P.scatter_mul_p, P.scatter_max_p,
                        P.scatter_min_p})
 _COMPLEX = frozenset({P.complex_p, P.real_p, P.imag_p, P.conj_p, P.fft_p})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, unsupported
-from ibpjax.core.row import INCREASING, SUMS
+from ibpjax.core.row import INCREASING, SUMS, WHOLE
 from ibpjax.core.sets import Interval, as_interval
 from ibpjax.primitives import table
 from ibpjax.primitives.integers import real, unless
@@ -39,7 +39,8 @@ _ARITHMETIC: dict[Any, Callable[..., Interval]] = {
 def image(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
   """Bounds of an equation on perturbed integers with integer results."""
   row = table.of(eqn)
-  if row.monotone or (row.affine == INCREASING and row.accuracy != SUMS):
+  # What has an accuracy of WHOLE is monotone on booleans, not on the bits of integers.
+  if (row.monotone and row.accuracy != WHOLE) or (row.affine == INCREASING and row.accuracy != SUMS):
     return ends(eqn, operands)
   if eqn.key not in _ARITHMETIC and eqn.key not in _SUMS:
     raise unsupported(eqn, 'computes with integers that depend on perturbed values. Cast them to floats first')

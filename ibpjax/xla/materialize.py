@@ -18,8 +18,8 @@ def materialize(chosen: Any) -> Any:
   them before it fuses.
   """
   floats = jax.tree.map(lambda x: jnp.where(x, 1., -1.) if x.dtype == jnp.bool_ else x, chosen)
-  pinned, _ = lax.scan(_opposite, floats, length=2)
-  return jax.tree.map(lambda x, y: y > 0 if x.dtype == jnp.bool_ else y, chosen, pinned)
+  held, _ = lax.scan(_opposite, floats, length=2)
+  return jax.tree.map(lambda x, y: y > 0 if x.dtype == jnp.bool_ else y, chosen, held)
 
 
 def _opposite(x: Any, _: None) -> tuple[Any, None]:
@@ -36,5 +36,5 @@ def materialize_cotangents(x: Any) -> Any:
 
 
 @materialize_cotangents.defjvp
-def _pin_cotangents_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _materialize_cotangents_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
   return primals[0], materialize(tangents[0])

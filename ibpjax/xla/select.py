@@ -21,6 +21,6 @@ def select(first: Any, a: Any, b: Any) -> Any:
 
 
 @select.defjvp
-def _choose_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+def _select_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Any, Any]:
   first, (_, da, db) = primals[0], tangents
   return select(*primals), jnp.where(first, da, db)
