@@ -69,8 +69,8 @@ def check_elementwise(fn: Callable, *known: Any, low: float = -3., high: float =
     for k in slopes:
       (a, low), (b, high) = jax.device_get(enclosed(box, jnp.asarray(k)))
       if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise AssertionError(f'{name} has no line of a slope of its own over some box: its points of that slope are NaN '
-                             'or infinite')
+        raise AssertionError(f'{name} has no line of a slope of its own over some box: its points of that slope are '
+                             'NaN or infinite')
       _inside(f'the line below {name}', Interval(low, np.full(len(l), np.inf)), x, values - a * x, box, None)
       _inside(f'the line above {name}', Interval(np.full(len(l), -np.inf), high), x, values - b * x, box, None)
   _check_accuracy(name, fn, known, np.concatenate([rng.choice(x.ravel(), 4000), ends.ravel()]))
