@@ -3,6 +3,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from flax import nnx
@@ -278,3 +279,16 @@ def test_gathers_that_promise_to_stay_inside_do_what_they_do_in_a_run():
   f = lambda x: x.at[jnp.array([7])].get(mode='promise_in_bounds')
   assert f(jnp.arange(3.)) == 2  # the last one; the derivative that JAX says is 0
   assert lipschitz(f)(jnp.zeros(3)).value >= 1
+
+
+def test_distances_of_rows_that_products_of_matrices_nearly_make_equal():
+  """Alone finds that the rounding of the products is forgotten: a tenth of so small a distance, up or down."""
+  rng = np.random.default_rng(0)
+  for _ in range(8):
+    first, row = rng.normal(size=(6, 6)), rng.normal(size=6)
+    second = np.stack([row, row + 1e-14 * rng.normal(size=6)])
+    found = lipschitz(lambda w, x: w[1] @ (w[0] @ x))((jnp.asarray(first), jnp.asarray(second)), jnp.zeros(6)).pairs
+    with mpmath.workdps(50):
+      apart = mpmath.matrix(second[1:].tolist()) - mpmath.matrix(second[:1].tolist())
+      exact = mpmath.norm(apart * mpmath.matrix(first.tolist()))
+    assert exact <= found[0, 1] < 3 * exact
