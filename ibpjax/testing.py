@@ -5,6 +5,7 @@ bound.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibpjax.core.sets import Interval
+from ibpjax.core.sets import Interval, is_set
 from ibpjax.methods.crown import crown
 from ibpjax.methods.ibp import ibp
 from ibpjax.methods.lbp import lbp
@@ -67,12 +68,12 @@ def check_elementwise(fn: Callable, *known: Any, low: float = -3., high: float =
     steps = np.diff(values[:points], axis=0) / np.maximum(np.diff(x[:points], axis=0), 1e-300)
     slopes = [steps[i] for i in rng.integers(0, points - 1, 4)] + [np.full(len(l), k) for k in rng.normal(size=2)]
     for k in slopes:
-      (a, low), (b, high) = jax.device_get(enclosed(box, jnp.asarray(k)))
-      if not (np.isfinite(low).all() and np.isfinite(high).all()):
+      (a, least), (b, most) = jax.device_get(enclosed(box, jnp.asarray(k)))
+      if not (np.isfinite(least).all() and np.isfinite(most).all()):
         raise AssertionError(f'{name} has no line of a slope of its own over some box: its points of that slope are '
                              'NaN or infinite')
-      _inside(f'the line below {name}', Interval(low, np.full(len(l), np.inf)), x, values - a * x, box, None)
-      _inside(f'the line above {name}', Interval(np.full(len(l), -np.inf), high), x, values - b * x, box, None)
+      _inside(f'the line below {name}', Interval(least, np.full(len(l), np.inf)), x, values - a * x, box, None)
+      _inside(f'the line above {name}', Interval(np.full(len(l), -np.inf), most), x, values - b * x, box, None)
   _check_accuracy(name, fn, known, np.concatenate([rng.choice(x.ravel(), 4000), ends.ravel()]))
 
 
@@ -112,7 +113,7 @@ def check_rule(f: Callable, box: Interval, *, points: int = 1000, loosest: float
   share = rng.uniform(size=(points, *lower.shape))
   share = np.where(rng.uniform(size=share.shape) < .5, share, np.round(share))   # faces
   with jax.enable_x64(True):
-    values_of = jax.jit(jax.vmap(lambda x: jax.tree.map(jnp.asarray, f(x))))
+    values_of, signs = jax.jit(jax.vmap(f)), jax.jit(functools.partial(_signs, f))
     for method in (ibp, crown, lbp):
       bounds, before = jax.jit(method(f)), None
       for size in _SHARES:
@@ -120,14 +121,14 @@ def check_rule(f: Callable, box: Interval, *, points: int = 1000, loosest: float
         l = np.clip(centre, lower, upper) if size < 1 else lower
         u = np.minimum(l + size * (upper - lower), upper)
         inner = Interval(jnp.asarray(l), jnp.asarray(u))
-        x = np.concatenate([l + (u - l) * share, _corners(f, l, u)])
+        x = np.concatenate([l + (u - l) * share, _corners(signs, l, u)])
         found, values = bounds(inner), values_of(jnp.asarray(x))
         limit = loosest if 0 < size < .01 else None
-        for b, v in zip(jax.tree.leaves(found, is_leaf=lambda b: isinstance(b, Interval)), jax.tree.leaves(values)):
+        for b, v in _pairs(found, values):
           relative = _RELATIVE if method is ibp else 1e-7
-          _inside(f'{method.__name__} of {name}', b, None, np.asarray(v), inner, limit, relative)
+          _inside(f'{method.__name__} of {name}', b, None, v, inner, limit, relative)
           if size == 0.:
-            _same(f'{method.__name__} of {name}', b, np.asarray(v)[0])
+            _same(f'{method.__name__} of {name}', b, v[0])
         if method is ibp and before is None:
           before = found
         elif method is ibp:
@@ -135,13 +136,23 @@ def check_rule(f: Callable, box: Interval, *, points: int = 1000, loosest: float
   _check_rounding(name, f, Interval(lower, upper), share)
 
 
-def _corners(f: Callable, l: np.ndarray, u: np.ndarray) -> np.ndarray:
+def _pairs(one: Any, other: Any) -> list[tuple[Any, Any]]:
+  """The leaves of two trees side by side: Intervals, and arrays of NumPy."""
+  leaves = [[x if is_set(x) else np.asarray(x) for x in jax.tree.leaves(tree, is_leaf=is_set)] for tree in (one, other)]
+  return list(zip(*leaves, strict=True))
+
+
+def _signs(f: Callable, x: Any) -> Any:
+  """The signs of the derivatives of the first results."""
+  def flat(x):
+    return jnp.concatenate([jnp.ravel(y).astype(x.dtype) for y in jax.tree.leaves(f(x))])[:64]
+  return jnp.sign(jax.jacrev(flat)(x))
+
+
+def _corners(signs: Callable[[Any], Any], l: np.ndarray, u: np.ndarray) -> np.ndarray:
   """Corners of a box that sums reach their ends in: its ends, and those to which some results rise and fall."""
-  flat = lambda x: jnp.concatenate([jnp.ravel(y).astype(x.dtype) for y in jax.tree.leaves(f(x))])
-  middle = jnp.asarray(l + (u - l) / 2)
-  value, pull = jax.vjp(flat, middle)
-  signs = [np.sign(np.asarray(pull(jnp.zeros_like(value).at[i].set(1))[0])) for i in range(min(value.size, 64))]
-  corners = [np.where(sign * way > 0, u, l) for sign in signs for way in (1, -1)]
+  corners = [np.where(way * sign > 0, u, l) for sign in np.asarray(signs(jnp.asarray(l + (u - l) / 2)))
+             for way in (1, -1)]
   return np.stack([l, u, *corners])
 
 
@@ -158,10 +169,9 @@ def _check_rounding(name: str, f: Callable, box: Interval, share: np.ndarray) ->
       except NotImplementedError:  # a registered function that states no accuracy
         return
       for given in (x, x.astype(np.float64)):
-        for b, v in zip(jax.tree.leaves(found, is_leaf=lambda b: isinstance(b, Interval)),
-                        jax.tree.leaves(values(jnp.asarray(given)))):
+        for b, v in _pairs(found, values(jnp.asarray(given))):
           what = f'{method.__name__} of {name} with outward rounding'
-          _inside(what, b, None, np.asarray(v), inner, None, relative=0.)
+          _inside(what, b, None, v, inner, None, relative=0.)
 
 
 def _inside(what: str, bound: Interval, x: np.ndarray | None, values: np.ndarray, box: Interval, loosest: float | None,
@@ -205,8 +215,7 @@ def _same(what: str, bound: Interval, value: np.ndarray) -> None:
 
 
 def _within(name: str, inner: Any, outer: Any) -> None:
-  intervals = [jax.tree.leaves(tree, is_leaf=lambda b: isinstance(b, Interval)) for tree in (inner, outer)]
-  for a, b in zip(*intervals):
+  for a, b in _pairs(inner, outer):
     if a.dtype == jnp.bool_:
       continue
     slack = 1e-9 * (1 + np.maximum(np.abs(b.lower), np.abs(b.upper)))

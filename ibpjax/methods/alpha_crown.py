@@ -108,13 +108,15 @@ def total_width(bounds: Any) -> Any:
 def _descend(loss: Callable, optimizer: optax.GradientTransformation, steps: int, shares: Shares,
              best: Any) -> tuple[Shares, Any]:
   """The shares after so many steps, and the tightest bounds on the way."""
+  import optax
+
   def step(state, _):
     shares, moments, best = state
     (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(shares)
     gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), gradient)
     with jax.numpy_dtype_promotion('standard'):
       updates, moments = optimizer.update(gradient, moments, shares)
-      moved = jax.tree.map(jnp.add, shares, updates)
+      moved = optax.apply_updates(shares, updates)
     shares = jax.tree.map(lambda t, old: jnp.clip(t, 0, 1).astype(old.dtype), moved, shares)
     return (shares, moments, jax.tree.map(intersection, best, found, is_leaf=is_set)), None
   (shares, _, best), _ = lax.scan(step, (shares, optimizer.init(shares), best), length=steps)

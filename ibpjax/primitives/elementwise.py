@@ -267,15 +267,23 @@ def _hard_silu(k: Any) -> Sequence[Any]:
   return 3 * k - 1.5, jnp.full_like(k, -3), jnp.full_like(k, 3)
 
 
+def _periodic(function: Elementwise) -> Row:
+  """The row of a function that has no limit at infinity."""
+  return Row(accuracy=OWN, elementwise=function, undefined_at_infinity=True)
+
+
+_EXTREME = Row(accuracy=EXACT, monotone=True, selects=True, keeps_unknown=True, elementwise=Elementwise(
+    at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0))
+
 # How far functions may be off: at least twice the most that XLA's CPU code was seen to be (jaxlib 0.10.2), over all
 # exponents and beside zeros, poles, kinks and ends of domains; within 4 units where 16 are stated.
-_FUNCTIONS: dict[Any, Function] = {
-    P.max_p: Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0),
-    P.min_p: Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0),
-    P.abs_p: kinks(0., roundings=0),
+_STATED: dict[Any, Function | Row] = {   # a Row where more is known than how the function bends
+    P.max_p: _EXTREME,
+    P.min_p: _EXTREME,
+    P.abs_p: Row(accuracy=EXACT, keeps_unknown=True, elementwise=kinks(0., roundings=0)),
     P.square_p: Elementwise(lambda k: (k / 2,), stationary=(0.,), roundings=16),
     P.integer_pow_p: _integer_pow,
-    P.pow_p: _pow,
+    P.pow_p: Row(accuracy=512., elementwise=_pow, image=power),
     P.exp_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
     P.exp2_p: Elementwise(lambda k: (jnp.log2(_positive(k / _LOG2)),), trend=1, roundings=(256, 2048)),
     P.expm1_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
@@ -286,9 +294,9 @@ _FUNCTIONS: dict[Any, Function] = {
     P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf), roundings=16),
     P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1,
                           steep=lambda v: v == 0, roundings=16, vanished=5e22),  # XLA's is -5.6e-16 at 1e-40
-    P.sin_p: Elementwise(_sine, stationary=(np.pi / 2, -np.pi / 2), period=2 * np.pi, roundings=16),
-    P.cos_p: Elementwise(_cosine, stationary=(0., np.pi), period=2 * np.pi, roundings=16),
-    P.tan_p: Elementwise(_tangent, stationary=(), pole=np.pi / 2, period=np.pi, roundings=64),
+    P.sin_p: _periodic(Elementwise(_sine, stationary=(np.pi / 2, -np.pi / 2), period=2 * np.pi, roundings=16)),
+    P.cos_p: _periodic(Elementwise(_cosine, stationary=(0., np.pi), period=2 * np.pi, roundings=16)),
+    P.tan_p: _periodic(Elementwise(_tangent, stationary=(), pole=np.pi / 2, period=np.pi, roundings=64)),
     P.sinh_p: Elementwise(lambda k: _both(jnp.arccosh(jnp.maximum(k, 1.))), trend=1, roundings=(128, 1024)),
     P.cosh_p: Elementwise(lambda k: (jnp.arcsinh(k),), stationary=(0.,), roundings=(128, 1024)),
     P.asinh_p: Elementwise(_asinh, trend=1, roundings=16),
@@ -321,20 +329,9 @@ _FUNCTIONS: dict[Any, Function] = {
                            limits=(0., np.inf), roundings=16, cancellation=8.),
     jax.nn.sparse_plus: Elementwise(_sparse_plus, trend=1, limits=(0., np.inf), roundings=16, cancellation=8.),
 }
-_FUNCTIONS.pop(None, None)  # primitives that this version of JAX lacks
-
-_EXTREME = dict(accuracy=EXACT, monotone=True, selects=True, keeps_unknown=True)
-_MORE: dict[Any, dict[str, Any]] = {   # what is known besides
-    P.max_p: _EXTREME,
-    P.min_p: _EXTREME,
-    P.abs_p: dict(accuracy=EXACT, keeps_unknown=True),
-    P.pow_p: dict(accuracy=512., image=power),
-    P.sin_p: dict(undefined_at_infinity=True),
-    P.cos_p: dict(undefined_at_infinity=True),
-    P.tan_p: dict(undefined_at_infinity=True),
-}
-ROWS: dict[Any, Row] = {key: Row(**dict(accuracy=OWN, elementwise=function) | _MORE.get(key, {}))
-                        for key, function in _FUNCTIONS.items()}
+_STATED.pop(None, None)  # primitives that this version of JAX lacks
+ROWS: dict[Any, Row] = {key: stated if isinstance(stated, Row) else Row(accuracy=OWN, elementwise=stated)
+                        for key, stated in _STATED.items()}
 
 # Functions that reach a trace as several equations, and how many known scalars follow the array.
 COMPOSED: dict[Callable[..., Any], int] = {

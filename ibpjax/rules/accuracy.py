@@ -79,9 +79,9 @@ def roundings(eqn: Equation, perturbed: Sequence[bool]) -> tuple[int, int]:
       return n, n
     case P.scatter_add_p | lax.scatter_sub_p:
       return sizes[2] + 1, 1
-  row = table.of(eqn)
-  if row.repeats:
+  facts = table.of(eqn)
+  if facts.repeats:
     return 1, out
-  if not row.many and (row.affine or row.accuracy == MOVES or row.elementwise):
+  if not facts.many and (facts.affine or facts.accuracy == MOVES or facts.elementwise):
     return 1, 1
   raise unsupported(eqn, 'has no stated number of roundings')
