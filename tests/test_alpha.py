@@ -12,9 +12,8 @@ from interpreted import interpreted
 from networks import ACTIVATIONS, convolutional, dense, random_network, residual, shallow
 
 from ibpjax import Interval, adaptive, alpha_crown, crown, ibp, linf_ball, lp_ball, tight
-from ibpjax.engine.intervals import IntervalPass
-from ibpjax.engine.prepare import opened
-from ibpjax.methods.alpha_crown import Slopes, _descend, _tightest, total_width
+from ibpjax.engine.prepare import prepare
+from ibpjax.methods.alpha_crown import SlopeBounds, _descend, _tightest, total_width
 
 pytestmark = pytest.mark.usefixtures('x64')
 ALL = ACTIVATIONS | {'tanh': jnp.tanh, 'product': lambda z: z * jnp.flip(jnp.maximum(z, .1))}
@@ -53,8 +52,8 @@ def test_sound_at_any_slopes(activation, most, monkeypatch):
   params, x = random_network(dense, 1)
   box = box_around(x, .3)
   points = interpreted(jax.vmap(f, (None, 0)))(params, samples(box, 3000))
-  program, inputs, _ = opened(f, (params, box), {})
-  slopes = Slopes(program, adaptive, None, IntervalPass, None)
+  prepared = prepare(f, (params, box), {})
+  inputs, slopes = prepared.inputs, SlopeBounds(prepared.program, adaptive, None, {})
   (start, _), shares = interpreted(slopes.start)(inputs)
   run = interpreted(lambda shares: slopes.run(inputs, shares)[0])
   for low, high in ((0, 1), (0, 1), (-3, 4)):
@@ -77,14 +76,14 @@ def test_slopes_for_windows_give_what_slopes_for_whole_images_give(layer, monkey
   def f(x):
     return conv(jax.nn.relu(LAYERS[layer](jax.nn.relu(conv(x, 1)), 3)), 5, 2)
   box = linf_ball(image(), .3)
-  program, inputs, _ = opened(f, (box,), {})
+  prepared = prepare(f, (box,), {})
 
   def shares():
-    _, found = jax.eval_shape(Slopes(program, adaptive, None, IntervalPass, None).start, inputs)
+    _, found = jax.eval_shape(SlopeBounds(prepared.program, adaptive, None, {}).start, prepared.inputs)
     return sum(t.size for t in jax.tree.leaves(found))
   found, count = interpreted(alpha_crown(f, steps=4))(box), shares()
   assert float(found.width.sum()) < float(interpreted(crown(f))(box).width.sum())
-  monkeypatch.setattr(Slopes, '_by_windows', lambda *_: False)
+  monkeypatch.setattr('ibpjax.methods.alpha_crown._by_windows', lambda *_: False)
   same(found, interpreted(alpha_crown(f, steps=4))(box))
   assert count < .8 * shares()
 
@@ -134,8 +133,8 @@ def test_transformations_compose():
 def test_gradients_are_those_of_the_last_slopes():
   params, x = random_network(shallow, 3)
   box = box_around(x, .3)
-  program, inputs, _ = opened(relu_network, (params, box), {})
-  slopes = Slopes(program, adaptive, None, IntervalPass, None)
+  prepared = prepare(relu_network, (params, box), {})
+  inputs, slopes = prepared.inputs, SlopeBounds(prepared.program, adaptive, None, {})
   leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda v: isinstance(v, Interval))
 
   def of_slopes(w):

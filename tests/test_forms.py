@@ -11,10 +11,10 @@ from interpreted import interpreted
 from jax import lax
 
 from ibpjax import Interval, adaptive, lbp, linear_bounds, linf_ball, lp_ball, tight
-from ibpjax.engine import forward
+from ibpjax.engine.forms import PatchForm
+from ibpjax.engine.forward import ForwardBounds
 from ibpjax.engine.intervals import IntervalPass
-from ibpjax.engine.prepare import opened
-from ibpjax.methods.lbp import ForwardBounds
+from ibpjax.engine.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -33,11 +33,9 @@ def agree(f, x, **options):
 
 def form_of(f, box):
   """The form of what a function returns, as it is stored."""
-  program, inputs, _ = opened(f, (box,), {})
-  forward = IntervalPass(program, inputs)
-  for v in program.outputs:
-    forward.output_by(v, lambda v: forward.env[v.id])
-  return ForwardBounds(forward, tight, {})._of(program.outputs[0])
+  prepared = prepare(f, (box,), {})
+  boxes = IntervalPass(prepared.program, prepared.inputs, lines=tight)
+  return ForwardBounds(boxes, {}).stored(prepared.program.outputs[0])
 
 
 # Of these layers windows stay windows.
@@ -66,7 +64,7 @@ def test_windows_are_kept(name):
     return LAYERS[name](conv(x, 1, padding='SAME'), 3)
   box = linf_ball(image(shape=(20, 20, 2)), .01)
   form = jax.eval_shape(lambda box: form_of(f, box), box)
-  assert isinstance(form, forward.PatchForm) == (name in LOCAL)
+  assert isinstance(form, PatchForm) == (name in LOCAL)
   if name in LOCAL:
     assert max(form.window[:2]) <= 7
 

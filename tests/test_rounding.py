@@ -12,11 +12,11 @@ from jax import lax
 
 import ibpjax
 from ibpjax import Interval, alpha_crown, crown, elementwise, ibp, lbp, nn
+from ibpjax.core.products import gamma
 from ibpjax.core.program import trace
 from ibpjax.core.row import INCREASING, OWN, Elementwise, Row
 from ibpjax.primitives import nonlinear, table
 from ibpjax.rules import accuracy
-from ibpjax.rules.rounding import gamma
 
 RNG = np.random.default_rng(0)
 

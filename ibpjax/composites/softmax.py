@@ -15,9 +15,9 @@ from jax import lax
 from ibpjax.composites.composites import gamma, largest, rest, widened
 from ibpjax.core.composite import Composite, finite, radius
 from ibpjax.core.dataflow import Groups
+from ibpjax.core.products import times
 from ibpjax.core.sets import Interval, as_interval, centre_radius, is_set, unbounded
 from ibpjax.core.subnormal import least_kept
-from ibpjax.primitives.reductions import times
 
 
 class Exponents(enum.Enum):

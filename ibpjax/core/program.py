@@ -23,7 +23,7 @@ from jax.extend import source_info_util
 from jax.extend.core import primitives as P
 
 from ibpjax.core import versions
-from ibpjax.core.sets import Interval, LpBall, is_set
+from ibpjax.core.sets import is_set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,14 +316,14 @@ def trace(f: Callable, args: tuple, kwargs: dict, keep: Callable[[dict[str, Any]
 
   Args:
     f: any JAX function.
-    args, kwargs: its arguments, where Intervals and LpBalls may stand for arrays.
+    args, kwargs: its arguments, where sets may stand for arrays.
     keep: which calls of compiled functions, by their parameters, stay single equations.
   """
   leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_set)
   dynamic = [is_set(x) or isinstance(x, (jax.Array, np.ndarray, np.generic)) for x in leaves]
   inputs = [x for x, d in zip(leaves, dynamic) if d]
   if not any(map(is_set, inputs)):
-    raise TypeError('none of the arguments is an Interval or an LpBall, so there is nothing to bound: '
+    raise TypeError('none of the arguments is an Interval, a ball or another set, so there is nothing to bound: '
                     'make one, e.g. with ibpjax.linf_ball(x, eps)')
   out_tree = None
 
@@ -340,7 +340,7 @@ def trace(f: Callable, args: tuple, kwargs: dict, keep: Callable[[dict[str, Any]
       raise
     return out
 
-  representatives = [x.lower if isinstance(x, Interval) else x.centre if isinstance(x, LpBall) else x for x in inputs]
+  representatives = [x.representative if is_set(x) else x for x in inputs]
   closed = jax.make_jaxpr(flat)(*representatives)
   return _build(closed, [is_set(x) for x in inputs], keep), inputs, out_tree
 

@@ -1,14 +1,18 @@
-"""Intervals and input sets: the values that go into a bound and come out of it."""
+"""Sets: what every input set is, intervals, and what else goes into a bound and comes out of it."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibpjax.core.directed import DOWN, UP, converted, rounded, shifted
+from ibpjax.core.directed import DOWN, UP
+from ibpjax.core.products import dot, gamma
+from ibpjax.core.subnormal import least_kept
+from ibpjax.core.validation import as_end, concrete
 
 T = TypeVar('T')
 
@@ -17,6 +21,55 @@ T = TypeVar('T')
 def pytree(cls: type[T]) -> type[T]:
   """Class decorator: a frozen dataclass that is also a pytree."""
   return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+class InputSet:
+  """A set of arrays of one shape and dtype over which functions are bounded.
+
+  A new kind of set is one class like this, a frozen pytree (`pytree`), with the members below. Every method takes it:
+  interval arithmetic goes on from its `hull`, linear bounds end at its `support`.
+  """
+
+  def __init_subclass__(cls, **options: Any) -> None:
+    super().__init_subclass__(**options)
+    for name in ('representative', 'hull', 'support', 'validated'):
+      if not hasattr(cls, name) or getattr(cls, name) is getattr(InputSet, name, None):
+        raise TypeError(f'{cls.__name__} is an input set and does not define `{name}`: see ibpjax.InputSet')
+
+  # An array of the shape and dtype of the elements of the set.
+  representative: Any
+  shape = property(lambda self: self.representative.shape)
+  ndim = property(lambda self: self.representative.ndim)
+  size = property(lambda self: self.representative.size)
+  dtype = property(lambda self: self.representative.dtype)
+
+  @property
+  def hull(self) -> Interval:
+    """An Interval that holds the set, its ends rounded outward; the tighter, the better for interval arithmetic."""
+    raise NotImplementedError
+
+  def support(self, coefficients: Any, u: float = 0.) -> tuple[Any, Any]:
+    """(centre, radius), two scalars: for all `x` in the set <coefficients, x> lies within centre -+ radius.
+
+    Args:
+      coefficients: array of the shape of the set.
+      u: the unit roundoff that the radius allows for in all that is computed here (`rounding_of`, for instance); 0 for
+        bounds in exact arithmetic.
+    """
+    raise NotImplementedError
+
+  def at(self, cut: Callable[[Any], Any]) -> InputSet | None:
+    """What some elements range over, which `cut` takes out of an array of the shape of the set; None if that is no such
+    set: functionals of few elements then have coefficients for all."""
+    return None
+
+  def validated(self, name: str) -> InputSet:
+    """The set, its arrays as floats of JAX; or an error with the name of the argument, what is wrong, and the remedy.
+
+    While it is traced values cannot be looked at. There a set that is none, for instance of NaN, becomes one with
+    infinite ends or an infinite support, so that no certificate can follow from it.
+    """
+    raise NotImplementedError
 
 
 class _Ends:
@@ -34,7 +87,7 @@ class _Ends:
 
 
 @pytree
-class Interval(_Ends):
+class Interval(_Ends, InputSet):
   """All `x` with `lower <= x <= upper`, elementwise.
 
   Attributes:
@@ -46,6 +99,31 @@ class Interval(_Ends):
   """
   lower: Any
   upper: Any
+
+  representative = property(lambda self: self.lower)
+  hull = property(lambda self: self)
+
+  def support(self, coefficients: Any, u: float = 0.) -> tuple[Any, Any]:
+    centre, radius = centre_radius(self)
+    return jnp.vdot(coefficients, centre), dot(jnp.abs(coefficients), radius) + rounding_of(coefficients, self, u)
+
+  def at(self, cut: Callable[[Any], Any]) -> Interval:
+    return Interval(cut(self.lower), cut(self.upper))
+
+  def validated(self, name: str) -> Interval:
+    lower = as_end(self.lower, f'the lower end of {name}', DOWN)
+    upper = as_end(self.upper, f'the upper end of {name}', UP)
+    if lower.shape != upper.shape or lower.dtype != upper.dtype:
+      raise ValueError(f'{name} has a lower end {lower.dtype}{list(lower.shape)} and an upper end '
+                       f'{upper.dtype}{list(upper.shape)}: both ends need one shape and one dtype')
+    ok = (lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper)
+    if not concrete(ok):
+      return Interval(jnp.where(ok, lower, -jnp.inf), jnp.where(ok, upper, jnp.inf))
+    if not bool(jnp.all(ok)):
+      at = tuple(int(i) for i in np.argwhere(~np.asarray(ok))[0])
+      raise ValueError(f'{name} is not a finite box: at index {at} it is [{lower[at]}, {upper[at]}]; '
+                       'ends must be finite, not NaN, and lower <= upper')
+    return Interval(lower, upper)
 
 
 @pytree
@@ -63,30 +141,6 @@ class ExpectedInterval(_Ends):
 
 
 @pytree
-class LpBall:
-  """All `x` with `||x - centre||_p <= eps`, the norm taken over all elements of the array.
-
-  Attributes:
-    centre: array of any shape and float dtype.
-    eps: scalar radius, in the units of `centre`.
-    p: the order of the norm, 1 <= p < inf (the l-infinity ball is an Interval).
-  """
-  centre: Any
-  eps: Any
-  p: float = dataclasses.field(metadata=dict(static=True))
-
-  shape = property(lambda self: self.centre.shape)
-  ndim = property(lambda self: self.centre.ndim)
-  size = property(lambda self: self.centre.size)
-  dtype = property(lambda self: self.centre.dtype)
-
-  @property
-  def hull(self) -> Interval:
-    """The least Interval that holds the ball: its ends are rounded outward."""
-    return _box(self.centre, converted(self.eps, self.centre.dtype, UP))
-
-
-@pytree
 class Intermediates:
   """Bounds of the values inside a function that its nonlinear operations act on.
 
@@ -100,9 +154,31 @@ class Intermediates:
   sources: tuple[tuple[int, str, str], ...] = dataclasses.field(default=(), metadata=dict(static=True))
 
 
+def rounding_of(coefficients: Any, x: InputSet, u: float, terms: int = 0) -> Any:
+  """How far rounding may move <coefficients, x> as computed, for any x in a set: what `InputSet.support` allows for.
+
+  Args:
+    coefficients: array of the shape of the set.
+    x: the set.
+    u: the unit roundoff; 0 gives 0.
+    terms: those that a coefficient is itself a sum of, where it is not given.
+
+  Products of coefficients that are too small to be kept count as if they were not.
+  Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1.
+  """
+  if not u:
+    return jnp.zeros((), coefficients.dtype)
+  info, lost = jnp.finfo(coefficients.dtype), 8 * least_kept(coefficients.dtype)  # by half of an end
+  box = x.hull
+  reach = jnp.maximum(jnp.abs(box.lower), jnp.abs(box.upper)) + info.tiny
+  error = 2 * gamma(coefficients.size + terms + 4, u) * reach + lost
+  vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
+  return dot(jnp.abs(coefficients), error) + vanished.astype(info.dtype) + coefficients.size * lost
+
+
 def is_set(x: Any) -> bool:
-  """Whether `x` is a set of values (Interval or LpBall) and not an array."""
-  return isinstance(x, (Interval, LpBall))
+  """Whether `x` is a set of values (an Interval, a ball) and not an array."""
+  return isinstance(x, InputSet)
 
 
 def as_interval(x: Any) -> Interval:
@@ -138,146 +214,6 @@ def unbounded(x: Interval, where: Any) -> Interval:
   return Interval(jnp.where(where, -jnp.inf, x.lower), jnp.where(where, jnp.inf, x.upper))
 
 
-def _as_floats(x: Any, name: str) -> jax.Array:
-  """`x` as a float array, or an error that names it."""
-  dtype = getattr(x, 'dtype', None) or np.asarray(x).dtype
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise TypeError(f'{name} has dtype {dtype}; bounds need floating point: convert it first, '
-                    f'e.g. {name}.astype(jnp.float32) / 255 for images stored as uint8')
-  return jnp.asarray(x)
-
-
-def _end(x: Any, name: str, towards: int) -> jax.Array:
-  """An end of an interval as a float array; rounded outward where JAX does not hold it as it is given."""
-  kept = _as_floats(x, name)
-  if (x.dtype if hasattr(x, 'dtype') else np.dtype(type(x))) == kept.dtype:
-    return kept
-  end = rounded(x, kept.dtype, towards)
-  return jnp.asarray(float(end) if type(x) is float else end)   # a Python number adapts to other dtypes
-
-
-def concrete(*xs: Any) -> bool:
-  """Whether none of `xs` is being traced, so that its values can be looked at."""
-  return not any(isinstance(x, jax.core.Tracer) for x in xs)
-
-
-def numbered(given: tuple, argnum: int) -> int:
-  """`argnum` as an index >= 0 of the arguments `given`, or a clear error."""
-  if not -len(given) <= argnum < len(given):
-    raise TypeError(f'argnum is {argnum}, and there are {len(given)} arguments (without those by name)')
-  return argnum % len(given)
-
-
-def linf_ball(x: Any, eps: Any, minimum: Any = None, maximum: Any = None) -> Interval:
-  """The l-infinity ball around `x`, clipped to [minimum, maximum] when these are given.
-
-  It holds every real point of the clipped ball around `x` as JAX holds it (float32, if x is float64 and
-  `jax_enable_x64` is off). Ends that are numbers of this dtype are exact; others are rounded outward, to the next.
-  So are `eps`, `minimum` and `maximum` where they are given with higher precision, as Python numbers are. An argument
-  of a function under `jax.jit` has been rounded, to nearest, before it comes here.
-
-  Args:
-    x: array of any shape and float dtype, e.g. images scaled to [0, 1].
-    eps: radius in the units of `x`, >= 0; a scalar or an array that broadcasts to `x`.
-    minimum, maximum: the valid range of `x`, scalars or arrays that broadcast to `x`.
-
-  Returns:
-    Interval of the shape and dtype of `x`. Ends too small to be normal numbers, which XLA takes for 0, become the next
-    normal ones outward, or 0; float16 keeps them.
-
-  Raises:
-    TypeError: `x` holds integers.
-    ValueError: eps is negative or not finite, or `x` leaves [minimum, maximum]. Inside `jit`
-      values cannot be looked at: there such a box bounds nothing and every result is infinite.
-  """
-  x = _as_floats(x, 'x')
-  check_eps(eps)
-  radius = converted(eps, x.dtype, UP)
-  box, inside = _box(x, radius), radius >= 0
-  lower, upper = box.lower, box.upper
-  if minimum is not None:
-    least = converted(minimum, x.dtype, DOWN)
-    lower, inside = jnp.maximum(lower, least), inside & (x >= least)
-  if maximum is not None:
-    greatest = converted(maximum, x.dtype, UP)
-    upper, inside = jnp.minimum(upper, greatest), inside & (x <= greatest)
-  if concrete(inside):
-    if not bool(jnp.all(inside)):
-      raise ValueError(f'x has values in [{jnp.min(x)}, {jnp.max(x)}], outside [minimum, maximum] = '
-                       f'[{minimum}, {maximum}]: scale x (images to [0, 1], say) or widen the range')
-    return Interval(lower, upper)
-  return Interval(jnp.where(inside, lower, jnp.nan), jnp.where(inside, upper, jnp.nan))
-
-
-def _box(centre: Any, radius: Any) -> Interval:
-  """centre -+ radius, of one dtype, rounded outward."""
-  return Interval(shifted(centre, radius, DOWN), shifted(centre, radius, UP))
-
-
-def lp_ball(x: Any, eps: Any, p: float = 2.) -> LpBall | Interval:
-  """The lp ball around `x`: all points at distance at most `eps`, 1 <= p <= inf.
-
-  Args:
-    x: array of any shape and float dtype; the norm runs over all of its elements.
-    eps: scalar radius in the units of `x`, >= 0; rounded up to the dtype of `x`.
-    p: order of the norm; p = inf gives an Interval.
-
-  IBP bounds the affine maps next to the input with the dual norm (Lyu et al. 2021, section 2.1)
-  and goes on with boxes.
-  """
-  x = _as_floats(x, 'x')
-  if not p >= 1:
-    raise ValueError(f'p is {p}; lp balls need 1 <= p <= inf')
-  check_eps(eps)
-  if np.isinf(p):
-    return linf_ball(x, eps)
-  eps = converted(eps, x.dtype, UP)
-  if eps.ndim:
-    raise ValueError(f'eps has shape {eps.shape}; the radius of an lp ball is a scalar (use vmap for batches)')
-  return LpBall(x, eps if concrete(eps) else jnp.where(eps >= 0, eps, jnp.nan), float(p))
-
-
-def check_eps(eps: Any) -> None:
-  """Raises if a radius is negative, infinite or NaN."""
-  if concrete(eps) and not bool(np.all((np.asarray(eps) >= 0) & np.isfinite(np.asarray(eps)))):
-    raise ValueError(f'eps is {eps}; a radius is finite and >= 0')
-
-
-def validate(x: Any, name: str) -> Interval | LpBall:
-  """An input set that bounds may be computed from, or an error naming the input and the remedy.
-
-  Under a trace values cannot be looked at; there an invalid element (lower > upper, NaN,
-  infinite) becomes (-inf, inf), so that no certificate can follow from it.
-  """
-  if isinstance(x, ExpectedInterval):
-    raise TypeError(f'{name} is an ExpectedInterval, no bound: it holds a range in expectation over random '
-                    'weights only. Sound intervals are those of ibpjax.etb_companion, ibp, lbp, crown')
-  if isinstance(x, LpBall):
-    if not 1 <= x.p < np.inf:
-      raise ValueError(f'{name} is a ball of order p = {x.p}; balls have 1 <= p < inf (ibpjax.lp_ball makes them)')
-    centre, eps = _as_floats(x.centre, f'the centre of {name}'), x.eps
-    _as_floats(eps, f'eps of {name}')
-    box = LpBall(centre, converted(eps, centre.dtype, UP), x.p)
-    ok = jnp.isfinite(box.centre) & jnp.isfinite(box.eps) & (box.eps >= 0)
-    if concrete(ok):
-      if not bool(jnp.all(ok)):
-        raise ValueError(f'{name} has a centre or eps that is NaN, infinite or negative: input sets are finite')
-      return box
-    return LpBall(box.centre, jnp.where(jnp.all(ok), box.eps, jnp.inf), x.p)
-  lower, upper = _end(x.lower, f'the lower end of {name}', DOWN), _end(x.upper, f'the upper end of {name}', UP)
-  if lower.shape != upper.shape or lower.dtype != upper.dtype:
-    raise ValueError(f'{name} has a lower end {lower.dtype}{list(lower.shape)} and an upper end '
-                     f'{upper.dtype}{list(upper.shape)}: both ends need one shape and one dtype')
-  ok = (lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper)
-  if not concrete(ok):
-    return Interval(jnp.where(ok, lower, -jnp.inf), jnp.where(ok, upper, jnp.inf))
-  if not bool(jnp.all(ok)):
-    at = tuple(int(i) for i in np.argwhere(~np.asarray(ok))[0])
-    raise ValueError(f'{name} is not a finite box: at index {at} it is [{lower[at]}, {upper[at]}]; '
-                     'ends must be finite, not NaN, and lower <= upper')
-  return Interval(lower, upper)
-
-
 def validated(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
   """The arguments of a function with each input set validated, under the name of its place."""
   def given(x):
@@ -288,7 +224,11 @@ def validated(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
       return x
     outer, inner = path[0], path[1:]
     first = f'argument {inner[0].idx}' if outer.idx == 0 else f'argument {inner[0].key!r}'
-    return validate(x, first + jax.tree_util.keystr(inner[1:]))
+    name = first + jax.tree_util.keystr(inner[1:])
+    if isinstance(x, ExpectedInterval):
+      raise TypeError(f'{name} is an ExpectedInterval, no bound: it holds a range in expectation over random weights '
+                      'only. Sound intervals are those of ibpjax.etb_companion, ibp, lbp, crown')
+    return x.validated(name)
   return jax.tree_util.tree_map_with_path(check, (args, kwargs), is_leaf=given)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ibpjax.core.sets import concrete
+from ibpjax.core.validation import concrete
 
 
 def margins(logits: Any, label: Any) -> Any:

@@ -1,12 +1,7 @@
-"""Forms: two affine functions of the inputs, one below a value and one above it, and how they are pushed forward.
-
-As long as each element of a value depends on a window of one input only, its form has coefficients for this
-window alone: what a convolution of an image needs instead of the whole image.
-"""
+"""Linear bounds carried forward: of every value of a program, in its inputs."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,303 +10,223 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
-from ibpjax.core.program import Equation
-from ibpjax.core.sets import Interval, around, centre_radius, pytree
-from ibpjax.engine import patches
-from ibpjax.engine.patches import Patch, Slide, Span
+from ibpjax.core.products import dot
+from ibpjax.core.program import Equation, Value
+from ibpjax.core.sets import Interval, is_set
+from ibpjax.engine.boxes import Boxes
+from ibpjax.engine.forms import Form, PatchForm, elementwise, identity, push_local
+from ibpjax.engine.functional import Dense, LinearFunctional, Row
+from ibpjax.engine.intervals import IntervalPass
+from ibpjax.primitives import control, table
 from ibpjax.rules import affine
-from ibpjax.xla.materialize import materialize
-
-_MOST_TAPS = 64  # terms of an unrolled sum over a kernel
-
-
-@pytree
-class Form:
-  """Two affine functions of the inputs, one below a value and one above it.
-
-  Attributes:
-    coefficients: ends (inputs, *shape), a coefficient for each element of all perturbed inputs.
-      As in all intervals of forms, `lower` belongs to the function below; it may be the greater.
-    bias: ends of the shape of the value.
-  """
-  coefficients: Interval
-  bias: Interval
-
-  def dense(self) -> Form:
-    """The form itself, as it has coefficients for the whole inputs."""
-    return self
+from ibpjax.rules.planes import Slopes
+from ibpjax.rules.rounding import magnitude
+from ibpjax.rules.rounding_backward import of_forms
+from ibpjax.rules.slopes import constant
 
 
-@pytree
-class PatchForm:
-  """A form whose every element rests on one window of the only perturbed input.
+@dataclasses.dataclass(frozen=True)
+class ForwardBounds:
+  """The linear bounds of the values of a program, each computed when it is asked for.
 
   Attributes:
-    coefficients: ends (*window, *places); 0 where a window reaches beyond the input. The places
-      are the elements of the value in order, in the shape of a value from which it was reshaped.
-    bias: ends of the shape of the value.
-    spans: for each axis of the input, how its windows move along an axis of the places; None where they cover it.
-    shape: the shape of the input.
+    boxes: a run that has come as far as these are asked for; its choice of slopes is theirs.
+    made: value id -> its form, what has been computed.
+    of_whole: in the body of a scan, the forms of the program that the inputs are those of.
   """
-  coefficients: Interval
-  bias: Interval
-  spans: tuple[Span | None, ...] = dataclasses.field(metadata=dict(static=True))
-  shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+  boxes: Boxes
+  made: dict[int, Form | PatchForm]
+  of_whole: ForwardBounds | None = None
 
   @property
-  def window(self) -> tuple[int, ...]:
-    return self.coefficients.lower.shape[:len(self.shape)]
+  def root(self) -> ForwardBounds:
+    return self if self.of_whole is None else self.of_whole
 
   @property
-  def places(self) -> tuple[int, ...]:
-    return self.coefficients.lower.shape[len(self.shape):]
+  def inputs(self) -> list[Value]:
+    program = self.root.boxes.program
+    return [v for v in program.inputs if v.id in program.perturbed]
 
-  def moving(self) -> list[int]:
-    """The axes of the places along which windows move."""
-    return sorted({s.axis for s in self.spans if s is not None})
+  def of(self, value: Value) -> Form:
+    """The form of a perturbed value, with coefficients for the whole inputs."""
+    return self.stored(value).dense()
 
-  def covering(self, axis: int) -> PatchForm:
-    """The same form, with windows that cover an axis of the input."""
-    span, n, rank = self.spans[axis], self.shape[axis], len(self.shape)
-    if span is None:
-      return self
-    count = self.places[span.axis]
-    index = np.arange(n)[:, None] - (span.stride * np.arange(count) + span.offset)
-    inside = (index >= 0) & (index < self.window[axis])
+  def stored(self, value: Value) -> Form | PatchForm:
+    """The form of a perturbed value, with coefficients for windows where that saves some."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      return self._box(value)
+    for eqn in self._needed(value):
+      self._add(eqn)
+    if value.id not in self.made:  # an input
+      self.made[value.id] = self._identity(value)
+    return self.made[value.id]
 
-    def spread(a):
-      a = jnp.moveaxis(a, (axis, rank + span.axis), (0, 1))
-      mask = jnp.asarray(inside).reshape(*inside.shape, *(1,) * (a.ndim - 2))
-      if len(a) > 1:
-        a = a[np.clip(index, 0, len(a) - 1), np.arange(count)]
-      return jnp.moveaxis(jnp.where(mask, a, 0), (0, 1), (axis, rank + span.axis))
-    spans = tuple(None if i == axis else s for i, s in enumerate(self.spans))
-    return dataclasses.replace(self, coefficients=jax.tree.map(spread, self.coefficients), spans=spans)
+  def _needed(self, value: Value) -> list[Equation]:
+    """The equations whose forms are missing on the way to a value."""
+    needed, found = {value.id}, []
+    for eqn in reversed(self.boxes.program.equations):
+      if any(v.id in needed and v.id not in self.made for v in eqn.outputs):
+        found.append(eqn)
+        needed |= {v.id for v in eqn.inputs if v.id in self.boxes.program.perturbed}
+    return found[::-1]
 
-  def dense(self) -> Form:
-    """The form with coefficients for the whole input."""
-    whole = self
-    for axis in range(len(self.shape)):
-      whole = whole.covering(axis)
-    return Form(jax.tree.map(lambda a: a.reshape(-1, *self.bias.shape), whole.coefficients), self.bias)
+  def _identity(self, value: Value) -> Form | PatchForm:
+    number = [v.id for v in self.inputs].index(value.id)
+    if len(self.inputs) == 1:
+      return identity(value.shape, value.dtype)
+    sizes = [v.size for v in self.inputs]
+    start = sum(sizes[:number])
+    a = jnp.eye(sum(sizes), value.size, -start, dtype=value.dtype).reshape(sum(sizes), *value.shape)
+    zero = jnp.zeros(value.shape, value.dtype)
+    return Form(Interval(a, a), Interval(zero, zero))
 
-  def over_elements(self, f: Callable[[Patch, Any], Any], end: str) -> Any:
-    """`f(window, bias)`, a scalar, for each element of the value: an array of its shape.
+  def _point(self, x: Any) -> Form:
+    """The form of a known array."""
+    zero = jnp.zeros((sum(v.size for v in self.inputs), *x.shape), x.dtype)
+    return Form(Interval(zero, zero), Interval(x, x))
 
-    Args:
-      f: a function of a row on the input and a scalar.
-      end: 'lower' or 'upper': which of the two functions it is given.
-    """
-    rank, shape = len(self.shape), self.places
-    moving = self.moving()
-    counts = tuple(shape[i] for i in moving)
-    spans = tuple(s and dataclasses.replace(s, axis=moving.index(s.axis)) for s in self.spans)
-    a = jnp.moveaxis(getattr(self.coefficients, end), range(rank), range(-rank, 0))
-    a, bias = (jnp.moveaxis(x, moving, range(len(moving))) for x in (a, getattr(self.bias, end).reshape(shape)))
-    a = a.reshape(int(np.prod(counts)), -1, *self.window)
+  def _box(self, v: Value) -> Form:
+    """A form of coefficients 0: the box of a value. Predicates have one that is 0, which nothing is multiplied by."""
+    floating = jnp.issubdtype(v.dtype, jnp.floating)
+    zero = jnp.zeros((sum(v.size for v in self.inputs), *v.shape), v.dtype if floating else self.inputs[0].dtype)
+    return Form(Interval(zero, zero), self.boxes.env[v.id] if floating else Interval(zero[0], zero[0]))
 
-    def at(i, a, bias):
-      position = jnp.unravel_index(i, counts) if counts else ()
-      return jax.vmap(lambda a, bias: f(Patch(a, position, spans, self.shape), bias))(a, bias)
-    found = jax.vmap(at)(jnp.arange(len(a)), a, bias.reshape(a.shape[:2]))
-    return jnp.moveaxis(found.reshape(bias.shape), range(len(moving)), moving).reshape(self.bias.shape)
+  def _add(self, eqn: Equation) -> None:
+    env = self.boxes.env
+    flags = [v.id in self.boxes.program.perturbed for v in eqn.inputs]
+    if not any(flags):
+      return
+    operands = [env[v.id] for v in eqn.inputs]
+    if eqn.key is P.scan_p and self.boxes.lines is not constant and not self.boxes.round_outward:
+      self._scan(eqn)
+      return
+    linear = table.is_affine(eqn, flags)
+    planes = None if linear else self.boxes.once(Boxes.relaxation, eqn)
+    if planes is None and not linear:
+      self.made.update((v.id, self._box(v)) for v in eqn.outputs)
+      return
+    forms = [self.stored(v) if p else None for v, p in zip(eqn.inputs, flags)]
+    error = None
+    if self.boxes.round_outward and len(eqn.outputs) == 1:
+      sizes = [magnitude(x) if form is None else self.size(form) for x, form in zip(operands, forms)]
+      reach: Any = sum(map(jnp.sum, self._reach(eqn.outputs[0].dtype)))
+      error = of_forms(eqn, planes, operands, sizes, flags, env[eqn.outputs[0].id], reach)
+    for v, form in zip(eqn.outputs, _pushed(eqn, planes, operands, forms), strict=True):
+      if error is not None:
+        form = dataclasses.replace(form, bias=Interval(form.bias.lower - error, form.bias.upper + error))
+      self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), form)
+
+  def _reach(self, *dtypes: Any) -> list[Any]:
+    """The absolute values of the inputs, in float32, or in float64 if that is one of these dtypes or theirs."""
+    inputs = [self.root.boxes.env[v.id] for v in self.inputs]
+    wide = jnp.float64 if jnp.float64 in (*dtypes, *(x.dtype for x in inputs)) else jnp.float32
+    return [magnitude(x).astype(wide) for x in inputs]
+
+  def size(self, form: Form | PatchForm) -> Any:
+    """What the absolute values of the terms of a form sum to: an array of the shape and dtype of the value."""
+    dtype, reach = form.bias.dtype, self._reach(form.bias.dtype)
+    form = jax.tree.map(lambda a: a.astype(reach[0].dtype), form)
+    if isinstance(form, PatchForm):
+      sizes = jax.tree.map(lambda x: Interval(magnitude(x), magnitude(x)), form, is_leaf=is_set)
+      found = sizes.over_elements(lambda row, bias: bias + dot(row.coefficients, row.cut(reach[0])), 'upper')
+    else:
+      whole = jnp.concatenate([x.ravel() for x in reach])
+      found = jnp.tensordot(whole, magnitude(form.coefficients), 1) + magnitude(form.bias)
+    return found.astype(dtype)
+
+  def _scan(self, eqn: Equation) -> None:
+    """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
+    body, = eqn.bodies
+    first, last = eqn.loop.first, eqn.loop.last
+    operands = control.lift(self.boxes.operands(eqn), body.inputs, body)
+
+    def floats(values, program):
+      return [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in values]
+
+    def enter(v, x):
+      return self.of(v) if v.id in self.boxes.program.perturbed else self._point(x.lower)
+    entered = [enter(v, x) if m else x for v, x, m in zip(eqn.inputs, operands, floats(body.inputs, body), strict=True)]
+    carried = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.boxes.program)
+
+    def step(carry, xs):
+      given = [*entered[:first], *carry, *xs]
+      made: dict[int, Form | PatchForm] = {
+          v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
+
+      def forms(boxes):
+        return ForwardBounds(boxes, made, self.root)
+      boxes = [self.concretise(x) if isinstance(x, Form) else x for x in given]
+      inner = IntervalPass(body, boxes, lines=self.boxes.lines, related=True,
+                           tighten=lambda boxes, v: forms(boxes).bound_elements(v))
+
+      def leave(v):
+        return forms(inner).of(v) if v.id in body.perturbed else self._point(jnp.asarray(inner.env[v.id]))
+      plain = [inner.env[v.id] for v in body.outputs]
+      plain[:last - first] = control.lift(plain[:last - first], body.inputs[first:last], body)
+      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, carried, strict=True)]
+      return control.typed(out[:last - first], carry), out[last - first:]
+
+    carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.loop.length,
+                         reverse=eqn.loop.reverse)
+    for v, x in zip(eqn.outputs, [*carry, *_scanned_axis(ys, 0, 1)], strict=True):
+      self.made[v.id] = x if isinstance(x, Form) else self._box(v)
+
+  def least(self, a: Any, bias: Any) -> Any:
+    """The least of an affine function of the inputs, of coefficients (inputs,)."""
+    parts = jnp.split(a, np.cumsum([v.size for v in self.inputs])[:-1])
+    rows: dict[int, Row] = {v.id: Dense(part.reshape(v.shape).astype(v.dtype)) for v, part in zip(self.inputs, parts)}
+    return self.root.boxes.backward.concretise(LinearFunctional(rows, bias)).lower
+
+  def bound_elements(self, value: Value) -> Interval:
+    """Bounds of each element of a value."""
+    return self.concretise(self.stored(value))
+
+  def concretise(self, form: Form | PatchForm) -> Interval:
+    """The range of a form over the inputs."""
+    if isinstance(form, PatchForm):
+      x, backward = self.inputs[0], self.root.boxes.backward
+
+      def end(which):
+        def range_(row, bias):
+          return getattr(backward.concretise(LinearFunctional({x.id: row}, bias)), which)
+        return form.over_elements(range_, which)
+      return Interval(end('lower'), end('upper'))
+    shape = form.bias.shape
+    a, bias = (jax.tree.map(lambda x: x.reshape(*x.shape[:x.ndim - len(shape)], -1), x)
+               for x in (form.coefficients, form.bias))
+    least = jax.vmap(self.least, (1, 0))
+    return Interval(least(a.lower, bias.lower).reshape(shape), -least(-a.upper, -bias.upper).reshape(shape))
 
 
-def identity(shape: tuple[int, ...], dtype: Any) -> PatchForm:
-  """The form of the input itself."""
-  one, zero = jnp.ones((*(1 for _ in shape), *shape), dtype), jnp.zeros(shape, dtype)
-  spans = tuple(Span(i, n) if n > 1 else None for i, n in enumerate(shape))
-  return PatchForm(Interval(one, one), Interval(zero, zero), spans, shape)
-
-
-def push_local(eqn: Equation, operands: Sequence[Any], perturbed: Sequence[bool], forms: Sequence[PatchForm],
-               bias: Interval) -> Form | PatchForm | None:
-  """The form of the result of an affine equation, by local forms; None where it needs whole ones.
-
-  Args:
-    eqn: an affine equation.
-    operands: its known operands; anything in the place of the perturbed ones.
-    perturbed: which operands are perturbed.
-    forms: those of the perturbed operands.
-    bias: the image of the biases.
-  """
-  slots = [i for i, p in enumerate(perturbed) if p]
-  (out,), first = eqn.outputs, forms[0]
+def _pushed(eqn: Equation, planes: Any, operands: list[Any],
+            forms: list[Form | PatchForm | None]) -> list[Form | PatchForm]:
+  """The forms of the outputs of an equation, but for rounding; local ones where they save coefficients."""
+  own = [f for f in forms if f is not None]
+  slots = [i for i, f in enumerate(forms) if f is not None]
+  if planes is None:
+    biases = affine.image(eqn, [x if f is None else f.bias for f, x in zip(forms, operands)])
+  else:
+    bias = planes.push([f.bias for f in own])
+    biases = [Interval(bias.lower + planes.low, bias.upper + planes.high)]
 
   def push(*xs):
-    return affine.push_forward(eqn, operands, dict(zip(slots, xs)))[0]
-  if eqn.primitive in patches.ELEMENTWISE:
-    return elementwise(push, forms, bias)
-  if eqn.primitive is P.dot_general_p:
-    return _contracted(eqn, slots[0], operands[1 - slots[0]], first, bias)
-  if slots != [0]:
-    return None
-  axis_of, laid = patches.axes_moved(eqn), first.places == first.bias.shape
-  if not (laid and axis_of is not None) and _in_order(eqn, axis_of):
-    return dataclasses.replace(first, bias=bias)
-  if not laid:
-    return None
-  if (slid := patches.sliding(eqn)) is not None:
-    return _slid(eqn, operands, first, bias, *slid)
-  if eqn.primitive is P.pad_p:
-    config = eqn.params['padding_config']
-    if any(inner for _, _, inner in config):
-      return None
-    spans = [s and dataclasses.replace(s, offset=s.offset - s.stride * config[s.axis][0], count=out.shape[s.axis])
-             for s in first.spans]
-    return dataclasses.replace(_over_window(push, [first], bias), spans=tuple(spans))
-  if axis_of is not None:
-    for i, s in enumerate(first.spans):
-      if s is not None and s.axis not in axis_of:
-        first = first.covering(i)
-    spans = [s and dataclasses.replace(s, axis=axis_of.index(s.axis)) for s in first.spans]
-    return dataclasses.replace(_over_window(push, [first], bias), spans=tuple(spans))
-  return None
+    return affine.push_forward(eqn, operands, dict(zip(slots, xs))) if planes is None else [planes.push(xs)]
+  narrow = [f for f in own if isinstance(f, PatchForm)]
+  if len(narrow) == len(own) and len(biases) == 1:
+    local = None
+    if planes is None:
+      local = push_local(eqn, operands, [f is not None for f in forms], narrow, *biases)
+    elif isinstance(planes, Slopes):
+      local = elementwise(lambda *xs: push(*xs)[0], narrow, *biases)
+    if local is not None:
+      saves = isinstance(local, PatchForm) and np.prod(local.window) < np.prod(local.shape)
+      return [local if saves else local.dense()]
+  whole = jax.vmap(push)(*(f.dense().coefficients for f in own))
+  return [Form(a, b) for a, b in zip(whole, biases, strict=True)]
 
 
-def _in_order(eqn: Equation, axis_of: Sequence[int | None] | None) -> bool:
-  """Whether an equation leaves all elements in their order, so that it leaves the places as they are."""
-  kept = [i for i in axis_of or [] if i is not None]
-  return eqn.primitive is P.reshape_p or (bool(kept) and kept == sorted(kept))
-
-
-def elementwise(push: Callable[..., Interval], forms: Sequence[PatchForm], bias: Interval) -> PatchForm | None:
-  """The form of what is computed element by element, by what that does to coefficients; None as in `push_local`."""
-  if any(f.bias.shape != bias.shape for f in forms) or (laid := _aligned(forms)) is None:
-    return None
-  return _over_window(push, laid, bias)
-
-
-def _over_window(push: Callable[..., Interval], forms: Sequence[PatchForm], bias: Interval) -> PatchForm:
-  """Forms on common windows, pushed forward coefficient by coefficient."""
-  flat = [jax.tree.map(lambda a, f=f: a.reshape(-1, *f.bias.shape), f.coefficients) for f in forms]
-  places = forms[0].places if forms[0].bias.shape == bias.shape else bias.shape
-  found = jax.tree.map(lambda a: a.reshape(*forms[0].window, *places), jax.vmap(push)(*flat))
-  return dataclasses.replace(forms[0], coefficients=found, bias=bias)
-
-
-def _aligned(forms: Sequence[PatchForm]) -> list[PatchForm] | None:
-  """The same forms on common windows; None where windows move in different ways."""
-  if len({(f.places, *(s and (s.axis, s.stride) for s in f.spans)) for f in forms}) > 1:
-    return None
-  offsets = [[0 if s is None else s.offset for s in f.spans] for f in forms]
-  begin = np.min(offsets, 0)
-  end = np.max([np.add(o, f.window) for o, f in zip(offsets, forms)], 0)
-
-  def widened(f, offset):
-    config = [*zip((offset - begin).tolist(), (end - offset - f.window).tolist()), *[(0, 0)] * len(f.places)]
-    spans = tuple(s and dataclasses.replace(s, offset=int(b)) for s, b in zip(f.spans, begin))
-    return dataclasses.replace(f, coefficients=jax.tree.map(lambda a: _padded(a, config), f.coefficients), spans=spans)
-  return [widened(f, np.asarray(o)) for f, o in zip(forms, offsets)]
-
-
-def _slid(eqn: Equation, operands: Sequence[Any], form: PatchForm, bias: Interval, slides: Sequence[Slide],
-          beside: dict[int, int]) -> PatchForm | None:
-  """Through a convolution or a sum over windows: a sum over the taps of the kernel."""
-  p, (out,), rank, ndim = eqn.params, eqn.outputs, len(form.shape), form.bias.ndim
-  convolves = eqn.primitive is P.conv_general_dilated_p
-  if any(s.base != 1 for s in slides) or int(np.prod([s.size for s in slides])) > _MOST_TAPS:
-    return None
-  axes = list(range(ndim))
-  if convolves:
-    if p['batch_group_count'] != 1 or p['feature_group_count'] != 1:
-      return None
-    numbers = p['dimension_numbers']
-    mixed = numbers.lhs_spec[1]
-    axes = [i for i in axes if i != mixed] + [mixed]  # where products with the kernel leave them
-    for i, span in enumerate(form.spans):
-      if span is not None and span.axis == mixed:
-        form = form.covering(i)
-  along = {s.before: s for s in slides}
-  after = beside | {s.before: s.after for s in slides}
-
-  def moved(span):
-    out_axis = after[span.axis]
-    moved = dataclasses.replace(span, axis=out_axis, count=out.shape[out_axis])
-    if (s := along.get(span.axis)) is not None:
-      return dataclasses.replace(moved, stride=span.stride * s.stride, offset=span.offset - span.stride * s.padding[0])
-    return moved
-
-  slide_of = [None if span is None else along.get(span.axis) for span in form.spans]
-  steps = [s.dilation * span.stride if span and s else 0 for span, s in zip(form.spans, slide_of)]  # from tap to tap
-  window = [n + step * (s.size - 1) if s else n for n, step, s in zip(form.window, steps, slide_of)]
-
-  def seen(axis, tap):
-    """What one tap sees of an axis of the value."""
-    if (s := along.get(axis)) is None:
-      return slice(None)
-    first = tap[slides.index(s)] * s.dilation
-    return slice(first, first + (out.shape[s.after] - 1) * s.stride + 1, s.stride)
-
-  def run(a, kernel):
-    a = _padded(a, [(0, 0)] * rank + [along[i].padding if i in along else (0, 0) for i in range(ndim)])
-    total: Any = None
-    for tap in np.ndindex(*(s.size for s in slides)):
-      term = a[(..., *(seen(i, tap) for i in range(ndim)))]
-      if kernel is not None:
-        term = lax.dot_general(term, kernel[tap], (((rank + mixed,), (0,)), ((), ())), precision=p['precision'],
-                               preferred_element_type=p['preferred_element_type'])
-      total = jnp.zeros((*window, *term.shape[rank:]), term.dtype) if total is None else total
-      start = [step * tap[slides.index(s)] if s else 0 for step, s in zip(steps, slide_of)]
-      total = _added_at(total, (*start, *(0 for _ in range(ndim))), term)
-    order = [next(axes.index(i) for i in after if after[i] == j) for j in range(ndim)]
-    return jnp.transpose(total, (*range(rank), *(rank + i for i in order)))
-
-  if convolves:
-    kernel = jnp.transpose(operands[1], (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
-    centre, radius = centre_radius(form.coefficients)
-    coefficients = around(*materialize((run(centre, kernel), run(radius, jnp.abs(kernel)))))
-  else:
-    coefficients = jax.tree.map(lambda a: run(a, None), form.coefficients)
-  return PatchForm(coefficients, bias, tuple(s and moved(s) for s in form.spans), form.shape)
-
-
-def _contracted(eqn: Equation, slot: int, weight: Any, form: PatchForm, bias: Interval) -> Form | None:
-  """Through a product that sums over all places: the windows of each place times its weights, then added up."""
-  p, rank = eqn.params, len(form.shape)
-  summed, _ = p['dimension_numbers']
-  own, other = summed[slot], summed[1 - slot]
-  if any(n > 1 and i not in own for i, n in enumerate(form.bias.shape)) or 0 in (*form.bias.shape, *bias.shape):
-    return None
-  order = [j for _, j in sorted(zip(own, other))]
-  weight = jnp.transpose(weight, (*order, *(i for i in range(weight.ndim) if i not in order)))
-  weight = weight.reshape(*form.places, -1)
-  moving = form.moving()
-  inner = [i for i in range(len(form.places)) if i not in moving]
-  numbers = (([rank + i for i in inner], inner), ([rank + i for i in moving], moving))
-
-  def run(a, weight):
-    a = lax.dot_general(a, weight, numbers, p['precision'], p['preferred_element_type'])  # (*positions, *window, sums)
-    for i, span in enumerate(form.spans):
-      if span is not None:
-        a = _added_up(a, moving.index(span.axis), len(moving) + i, span, form.shape[i])
-    return a.reshape(-1, *bias.shape)
-  centre, radius = centre_radius(form.coefficients)
-  return Form(around(*materialize((run(centre, weight), run(radius, jnp.abs(weight))))), bias)
-
-
-def _added_up(a: Any, positions: int, along: int, span: Span, size: int) -> Any:
-  """Windows summed over their positions, each where it lies: an axis of windows becomes one of a whole input."""
-  count, width = a.shape[positions], a.shape[along]
-  shape = list(a.shape)
-  shape[positions], shape[along] = count + (width - 1) // span.stride, span.stride
-  total = jnp.zeros(shape, a.dtype)
-  for k in range(width):
-    start = [0] * a.ndim
-    start[positions], start[along] = divmod(k, span.stride)
-    total = _added_at(total, start, lax.slice_in_dim(a, k, k + 1, axis=along))
-  total = jnp.moveaxis(total, (positions, along), (0, 1))
-  total = total.reshape(-1, *total.shape[2:])
-  low = span.offset
-  total = _padded(total, [(low, size - low - len(total)), *[(0, 0)] * (total.ndim - 1)])
-  return jnp.moveaxis(total[None], (0, 1), (positions, along))
-
-
-def _added_at(total: Any, start: Sequence[int], term: Any) -> Any:
-  """An array with another one added to a part of it."""
-  here = lax.slice(total, start, np.add(start, term.shape))
-  return lax.dynamic_update_slice(total, here + term, start)
-
-
-def _padded(a: Any, config: Sequence[tuple[int, int]]) -> Any:
-  return lax.pad(a, jnp.zeros((), a.dtype), [(low, high, 0) for low, high in config])
+def _scanned_axis(xs: list[Any], source: int, destination: int) -> list[Any]:
+  """Forms among `xs` with an axis of their coefficients moved: the scanned one, and that of the inputs."""
+  def moved(form):
+    return Form(jax.tree.map(lambda a: jnp.moveaxis(a, source, destination), form.coefficients), form.bias)
+  return [moved(x) if isinstance(x, Form) else x for x in xs]

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as P
 
+from ibpjax.core.products import dot
 from ibpjax.core.program import Equation, Program, Value
 from ibpjax.core.sets import pytree
 from ibpjax.primitives import table
@@ -268,7 +269,7 @@ def _pull_padded(eqn: Equation, operands: Sequence[Any], row: Patch) -> tuple[li
   spans = tuple(s and dataclasses.replace(s, offset=s.offset - low) for s, (low, _, _) in zip(row.spans, config))
   pulled = dataclasses.replace(row, spans=spans, shape=before.shape).within()
   beyond = jnp.sum(jnp.where(pulled.coefficients == row.coefficients, 0, row.coefficients))
-  return [pulled], affine.dot(beyond, operands[1])
+  return [pulled], dot(beyond, operands[1])
 
 
 def _pull_moved(eqn: Equation, axis_of: Sequence[int | None], row: Patch) -> tuple[list[Patch], Any] | None:

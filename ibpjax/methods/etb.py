@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
+from ibpjax.core.products import dot
 from ibpjax.core.program import Equation, Program, Value, evaluate, unsupported
-from ibpjax.core.sets import ExpectedInterval, Interval, as_interval, intersection, is_set, pytree, validated
+from ibpjax.core.sets import ExpectedInterval, Interval, as_interval, intersection, is_set, pytree
+from ibpjax.engine.boxes import Boxes, nan_to_unbounded
+from ibpjax.engine.elements import over_elements
 from ibpjax.engine.functional import LinearFunctional
-from ibpjax.engine.intervals import IntervalPass, nan_to_unbounded
-from ibpjax.engine.prepare import ungrouped
+from ibpjax.engine.intervals import IntervalPass
+from ibpjax.engine.prepare import Prepared, named_as, prepare
 from ibpjax.primitives import table
-from ibpjax.rules import affine
 
 
 @pytree
@@ -46,10 +47,10 @@ def etb(f: Callable, *, masks: str = 'etb', centre: str = 'map', blocks: str = '
   `f` at the centre of the box (relu(x) + relu(-x) on [-1, 1] has the range [0, 1] and ETB [0, 0]). The result is
   therefore an ExpectedInterval, which nothing here certifies with. `etb_companion` has the part that is left out.
 
-  The returned function takes the arguments of `f`, with Intervals or LpBalls in the place of arrays, and returns the
-  tree of `f`'s result with an ExpectedInterval for each array. It is written for one example: `jax.vmap` makes the
-  batch. It composes with jit and grad: masks have no gradient, the map has. Its cost is a backward pass for each
-  element of the output, and with masks 'etb' and 'sound' for each hidden unit.
+  The returned function takes the arguments of `f`, with input sets (Intervals, balls, polytopes) in the place of
+  arrays, and returns the tree of `f`'s result with an ExpectedInterval for each array. It is written for one example:
+  `jax.vmap` makes the batch. It composes with jit and grad: masks have no gradient, the map has. Its cost is a
+  backward pass for each element of the output, and with masks 'etb' and 'sound' for each hidden unit.
 
   Args:
     f: any JAX function in which all nonlinear operations on perturbed values are ReLUs (maxima with known values).
@@ -74,9 +75,10 @@ def etb(f: Callable, *, masks: str = 'etb', centre: str = 'map', blocks: str = '
     raise ValueError(f"masks={masks!r} are those of one map from the inputs; blocks='box' has its own")
 
   def bounded(*args, **kwargs):
-    program, inputs, out_tree = _opened(f, args, kwargs)
+    prepared = _prepared(f, args, kwargs)
+    program, inputs = prepared.program, prepared.inputs
     cut = _seconds(program) if blocks == 'box' else frozenset()
-    maps = _Maps(_run(program, inputs, masks, cut, chunk), 'mask', cut, chunk)
+    maps = _Maps(_run(prepared, masks, cut, chunk), 'mask', cut, chunk)
     values = evaluate(program, [_centre(x) for x in inputs]) if centre == 'network' else [None] * len(program.outputs)
 
     def bound(v, at):
@@ -84,8 +86,8 @@ def etb(f: Callable, *, masks: str = 'etb', centre: str = 'map', blocks: str = '
       if at is None or v.id not in program.perturbed:
         return found
       return ExpectedInterval(at - found.radius, at + found.radius)
-    return jax.tree.unflatten(out_tree, list(map(bound, program.outputs, values)))
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+    return prepared.result(map(bound, program.outputs, values))
+  return named_as(f, bounded)
 
 
 def etb_companion(f: Callable, *, slopes: str = 'mask', masks: str = 'ibp', intersect: bool = False,
@@ -115,16 +117,16 @@ def etb_companion(f: Callable, *, slopes: str = 'mask', masks: str = 'ibp', inte
   _check('masks', masks, 'ibp', 'sound')
 
   def bounded(*args, **kwargs):
-    program, inputs, out_tree = _opened(f, args, kwargs)
-    maps = _Maps(_run(program, inputs, masks, frozenset(), chunk), slopes, frozenset(), chunk)
+    prepared = _prepared(f, args, kwargs)
+    maps = _Maps(_run(prepared, masks, frozenset(), chunk), slopes, frozenset(), chunk)
 
     def bound(v):
       found = maps.companion(v)
       if not intersect:
         return found
-      return dataclasses.replace(found, sound=intersection(found.sound, maps.intervals.output(v, elide=True)))
-    return jax.tree.unflatten(out_tree, list(map(bound, program.outputs)))
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+      return dataclasses.replace(found, sound=intersection(found.sound, maps.boxes.output(v, elide=True)))
+    return prepared.result(map(bound, prepared.program.outputs))
+  return named_as(f, bounded)
 
 
 def _check(name: str, value: Any, *known: str) -> None:
@@ -132,25 +134,23 @@ def _check(name: str, value: Any, *known: str) -> None:
     raise ValueError(f'{name} is {value!r}; it is one of {", ".join(known)}')
 
 
-def _opened(f: Callable, args: tuple, kwargs: dict) -> tuple[Program, list, Any]:
+def _prepared(f: Callable, args: tuple, kwargs: dict) -> Prepared:
   """`f` as a program in which all that is not affine is a ReLU."""
-  args, kwargs = validated(args, kwargs)
-  program, inputs, out_tree = ungrouped(f, args, kwargs)
-  for eqn in program.equations:
-    flags = [v.id in program.perturbed for v in eqn.inputs]
+  prepared = prepare(f, args, kwargs, group=False)
+  for eqn in prepared.program.equations:
+    flags = [v.id in prepared.program.perturbed for v in eqn.inputs]
     if any(flags) and not table.is_affine(eqn, flags) and not (eqn.key is P.max_p and sum(flags) == 1):
       raise unsupported(eqn, 'is no ReLU: expected tight bounds are defined for networks whose nonlinear operations '
                              'are all ReLUs')
-  return program, inputs, out_tree
+  return prepared
 
 
-def _run(program: Program, inputs: Sequence[Any], masks: str, cut: frozenset[int], chunk: int | None) -> IntervalPass:
+def _run(prepared: Prepared, masks: str, cut: frozenset[int], chunk: int | None) -> IntervalPass:
   """The run whose boxes decide the slopes."""
-  found: dict[int, _Slope] = {}  # by maps on the way there
   tighten: dict[str, Any] = dict(
-      ibp=None, etb=lambda intervals, v: _taken_for_bounds(_Maps(intervals, 'mask', cut, chunk, found).expected(v)),
-      sound=lambda intervals, v: _Maps(intervals, 'chord', cut, chunk, found).companion(v).sound)
-  return IntervalPass(program, inputs, tighten=tighten[masks], intersect=masks == 'sound')
+      ibp=None, etb=lambda boxes, v: _taken_for_bounds(_Maps(boxes, 'mask', cut, chunk).expected(v)),
+      sound=lambda boxes, v: _Maps(boxes, 'chord', cut, chunk).companion(v).sound)
+  return IntervalPass(prepared.program, prepared.inputs, tighten=tighten[masks], intersect=masks == 'sound')
 
 
 def _taken_for_bounds(x: ExpectedInterval) -> Interval:
@@ -167,23 +167,25 @@ class _Slope:
   """max(z, c) = slope * z + offset + e with e in [0, slack], element by element.
 
   Attributes:
+    operand: the id of z.
     note: takes down what a row makes of the slack at the least and at the most: -(first number), second number.
   """
   slope: Any
   offset: Any
   slack: Any
-  note: Callable[[tuple[Any, Any]], None] | None = None
+  operand: int
+  note: Callable[[int, tuple[Any, Any]], None] | None = None
 
   def at(self, cut: Callable[[Any], Any]) -> _Slope:
     """The same for some elements, which `cut` takes out of an array of the shape of the result."""
-    return _Slope(cut(self.slope), cut(self.offset), cut(self.slack), self.note)
+    return dataclasses.replace(self, slope=cut(self.slope), offset=cut(self.offset), slack=cut(self.slack))
 
   def pull_rows(self, rows: Sequence[Any]) -> tuple[list[Any], Any]:
     """The row on z of `<rows[0], slope * z + offset>`, and its offset."""
     row, = rows
     if self.note is not None:
-      self.note((affine.dot(jnp.maximum(-row, 0), self.slack), affine.dot(jnp.maximum(row, 0), self.slack)))
-    return [row * self.slope], affine.dot(row, self.offset)
+      self.note(self.operand, (dot(jnp.maximum(-row, 0), self.slack), dot(jnp.maximum(row, 0), self.slack)))
+    return [row * self.slope], dot(row, self.offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,28 +193,15 @@ class _Maps:
   """The composed affine maps of a ReLU network, one to each value.
 
   Attributes:
-    intervals: the run whose boxes decide the slopes, as far as it has come.
+    boxes: the run whose boxes decide the slopes, as far as it has come.
     slopes: 'mask' or 'chord'.
-    cut: the ids of the equations of ReLUs behind which maps begin.
+    cut: the ids of the results of the ReLUs behind which maps begin.
     chunk: rows at a time.
-    found: by equation, what stands for a ReLU: computed once for all rows.
   """
-  intervals: IntervalPass
+  boxes: Boxes
   slopes: str
   cut: frozenset[int]
   chunk: int | None
-  found: dict[int, _Slope] = dataclasses.field(default_factory=dict)
-
-  def passage(self, eqn: Equation) -> _Slope | None:
-    """What stands for a ReLU; None where maps begin."""
-    if id(eqn) in self.cut:
-      return None
-    if id(eqn) not in self.found:
-      z, c = self.intervals.operands(eqn)
-      if not is_set(z):
-        z, c = c, z
-      self.found[id(eqn)] = _slope(z, c, self.slopes)
-    return self.found[id(eqn)]
 
   def expected(self, v: Value) -> ExpectedInterval:
     """The range of the map to a value."""
@@ -226,33 +215,49 @@ class _Maps:
     for down, up in slack.values():
       lower, upper = lower - down, upper + up
     sound = nan_to_unbounded(Interval(lower, upper))
-    sources = tuple(s for s in self.intervals.sources() if s[0] in slack)
+    sources = tuple(s for s in self.boxes.sources() if s[0] in slack)
     return Companion(ExpectedInterval(found.lower, found.upper), slack, sound, sources)
+
+  def _passage(self, eqn: Equation) -> _Slope | None:
+    """What stands for a ReLU; None where maps begin."""
+    if eqn.outputs[0].id in self.cut:
+      return None
+    return self.boxes.once(_mask if self.slopes == 'mask' else _chord, eqn)
 
   def _rows(self, v: Value, noting: bool) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
     """The ranges of the maps to the elements of a value, and what their rows make of the slack of each ReLU."""
-    backward = dataclasses.replace(self.intervals.backward, planes=self.passage)
-    if v.id not in self.intervals.program.perturbed or v.id in backward.ends(v):
-      x = self.intervals.env[v.id]
+    plain = self.boxes.backward
+    back = plain.prepared(v, step=lambda eqn: plain.step(eqn, self._passage))
+    if v.id not in back.program.perturbed or v.id in back.ends(v):
+      x = back.env[v.id]
       return (as_interval(jnp.asarray(x)) if not is_set(x) else x), {}
 
     def one(start: LinearFunctional) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
       slack: dict[int, tuple[Any, Any]] = {}
 
-      def passage(eqn: Equation) -> _Slope | None:
-        found = self.passage(eqn)
-        operand, = (v.id for v in eqn.inputs if v.id in self.intervals.program.perturbed)
-
-        def note(more):  # several maxima may act on one value
-          slack[operand] = jax.tree.map(jnp.add, slack[operand], more) if operand in slack else more
-        return found and dataclasses.replace(found, note=note)
-      back = dataclasses.replace(backward, planes=passage) if noting else backward
-      return back.concretise(back.back(start)), slack
-    return backward.over_elements(v, one, self.chunk)
+      def note(operand, more):  # several maxima may act on one value
+        slack[operand] = jax.tree.map(jnp.add, slack[operand], more) if operand in slack else more
+      noted = {i: dataclasses.replace(step, passage=dataclasses.replace(step.passage, note=note)) if isinstance(
+          step.passage, _Slope) else step for i, step in back.steps.items()}
+      own = dataclasses.replace(back, steps=noted) if noting else back
+      return own.concretise(own.back(start)), slack
+    return over_elements(back, v, one, self.chunk)
 
 
-def _slope(z: Interval, c: Any, slopes: str) -> _Slope:
+def _mask(boxes: Boxes, eqn: Equation) -> _Slope:
+  return _slope(boxes, eqn, 'mask')
+
+
+def _chord(boxes: Boxes, eqn: Equation) -> _Slope:
+  return _slope(boxes, eqn, 'chord')
+
+
+def _slope(boxes: Boxes, eqn: Equation, slopes: str) -> _Slope:
   """What stands for max(z, c), between the ends of z."""
+  z, c = boxes.operands(eqn)
+  operand, _ = eqn.inputs
+  if not is_set(z):
+    z, c, operand = c, z, eqn.inputs[1]
   low, high = z.lower - c, z.upper - c
   alive = high >= 0 if slopes == 'mask' else high > 0
   slope = alive.astype(z.dtype)
@@ -260,11 +265,11 @@ def _slope(z: Interval, c: Any, slopes: str) -> _Slope:
     bent = (low < 0) & (high > 0) & jnp.isfinite(low) & jnp.isfinite(high)
     slope = jnp.where(bent, high / jnp.where(bent, high - low, 1), slope)
   slack = jnp.where(alive & (low < 0), -slope * low, 0)
-  return _Slope(slope, jnp.where(slope == 1, 0, (1 - slope) * c), slack)
+  return _Slope(slope, jnp.where(slope == 1, 0, (1 - slope) * c), slack, operand.id)
 
 
 def _seconds(program: Program) -> frozenset[int]:
-  """The ids of the equations of every second ReLU on the ways through a program."""
+  """The ids of the results of every second ReLU on the ways through a program."""
   depth: dict[int, int] = {}
   cut = set()
   for eqn in program.equations:
@@ -272,7 +277,7 @@ def _seconds(program: Program) -> frozenset[int]:
     passed = max((depth.get(v.id, 0) for v in eqn.inputs), default=0)
     if any(flags) and not table.is_affine(eqn, flags):
       if passed % 2:
-        cut.add(id(eqn))
+        cut.add(eqn.outputs[0].id)
       passed += 1
     depth |= {v.id: passed for v in eqn.outputs}
   return frozenset(cut)

@@ -1,17 +1,11 @@
 """IBP: bounds of any function by running it on boxes."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
-import jax
-
-from ibpjax.core.sets import (
-  Intermediates,
-  validated,
-)
+from ibpjax.core.sets import Intermediates
 from ibpjax.engine.intervals import IntervalPass
-from ibpjax.engine.prepare import opened, precise
+from ibpjax.engine.prepare import named_as, precise, prepare
 
 
 def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None = None,
@@ -19,7 +13,7 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
   """Interval bound propagation: `f` on boxes instead of arrays.
 
   The returned function takes the arguments of `f`, any of which (inputs, parameters, parts of
-  them) may hold Intervals or LpBalls in the place of arrays, and returns the tree of `f`'s result
+  them) may hold input sets (Intervals, balls, polytopes) in the place of arrays, and returns the tree of `f`'s result
   with an Interval for each array: for every choice of points in the sets, f's result lies in it.
   It is pure: it composes with `jax.jit`, `jax.vmap`, `jax.grad` and sharding. Its cost is about
   two runs of `f`.
@@ -30,8 +24,8 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
     elide: bound the outputs by pulling them back through the affine operations at the end of
       `f` to the last nonlinear values, so that a margin merges with the last layer. Never looser
       (in exact arithmetic); costs one row per element of the output.
-    intermediate: bounds to use for the values inside `f` in place of computed ones, e.g. tighter
-      ones of another method, or split ones.
+    intermediate: bounds of values inside `f`, of some or of all, e.g. tighter ones of another method, or split ones;
+      they are intersected with those computed here.
     intermediates: also return the bounds of the operands of all nonlinear operations, so that
       the result is the pair (bounds, Intermediates).
     round_outward: widen every step by what floating point may have moved it, so that the bounds
@@ -50,9 +44,9 @@ def ibp(f: Callable, *, elide: bool = False, intermediate: Intermediates | None 
 
   def bounded(*args, **kwargs):
     with precise(round_outward):
-      args, kwargs = validated(args, kwargs)
-      program, inputs, out_tree = opened(f, args, kwargs)
-      intervals = IntervalPass(program, inputs, intermediate, round_outward, returned=intermediates)
-      result = jax.tree.unflatten(out_tree, [intervals.output(v, elide) for v in program.outputs])
-    return (result, intervals.intermediates()) if intermediates else result
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+      prepared = prepare(f, args, kwargs)
+      boxes = IntervalPass(prepared.program, prepared.inputs, given=intermediate, intersect_given=True,
+                           round_outward=round_outward, returned=intermediates)
+      result = prepared.result([boxes.output(v, elide) for v in prepared.program.outputs])
+    return (result, boxes.intermediates()) if intermediates else result
+  return named_as(f, bounded)

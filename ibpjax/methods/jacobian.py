@@ -13,8 +13,9 @@ from jax.extend.core import primitives as P
 from ibpjax.composites import univariate
 from ibpjax.core.composite import Composite
 from ibpjax.core.program import Equation, Program, rebind, unsupported
-from ibpjax.core.sets import Interval, is_set, numbered, validated
-from ibpjax.engine.prepare import opened
+from ibpjax.core.sets import Interval, is_set, validated
+from ibpjax.core.validation import numbered
+from ibpjax.engine.prepare import named_as, prepare
 from ibpjax.methods.ibp import ibp
 from ibpjax.primitives import table
 from ibpjax.primitives.registration import elementwise_call_p
@@ -29,8 +30,8 @@ _CONTINUOUS = frozenset({
 def jacobian_bounds(f: Callable, *, argnum: int = -1, method: Callable[..., Callable] = ibp) -> Callable:
   """Bounds of the Jacobian of `f` in one of its arguments, over a set of these.
 
-  The returned function takes the arguments of `f`, the argument `argnum` an Interval or LpBall, and returns the tree of
-  `f`'s result with an Interval of shape (*output, *input) for each array: where `f` has a derivative, it lies inside.
+  The returned function takes the arguments of `f`, the argument `argnum` an input set, and returns the tree of `f`'s
+  result with an Interval of shape (*output, *input) for each array: where `f` has a derivative, it lies inside.
   The derivative is that of `f`'s own operations, taken apart: custom derivatives and stopped gradients in it are looked
   through. It composes with jit, vmap and grad as far as `method` does.
 
@@ -50,7 +51,7 @@ def jacobian_bounds(f: Callable, *, argnum: int = -1, method: Callable[..., Call
     place = numbered(given, argnum)
     if not is_set(given[place]):
       raise TypeError(f'argument {place} is {type(given[place]).__name__}: give an Interval (ibpjax.linf_ball) or '
-                      'LpBall to bound the Jacobian on')
+                      'another input set to bound the Jacobian on')
     given, _ = validated(given, {})
     box, others = given[place], [None if i == place else x for i, x in enumerate(given)]
     if any(map(is_set, jax.tree.leaves(others, is_leaf=is_set))):
@@ -59,19 +60,20 @@ def jacobian_bounds(f: Callable, *, argnum: int = -1, method: Callable[..., Call
 
     def of_one(x):
       return f(*(x if i == place else other for i, other in enumerate(others)))
-    program, _, tree = opened(of_one, (box,), {})
+    prepared = prepare(of_one, (box,), {})
+    program = prepared.program
     _check(program)
     sizes = [v.size for v in program.outputs]
     derivative = jax.jacrev if sum(sizes) < box.size else jax.jacfwd
-    return jax.tree.unflatten(tree, method(derivative(lambda x: _values(program, [x])))(box))
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+    return prepared.result(method(derivative(lambda x: _values(program, [x])))(box))
+  return named_as(f, bounded)
 
 
 def local_lipschitz(f: Callable, *, argnum: int = -1, p: float = 2., method: Callable[..., Callable] = ibp) -> Callable:
   """Upper bounds of how much `f` lengthens within a set: ||f(x) - f(y)||_p <= L ||x - y||_p for all x, y in it.
 
-  The returned function takes the arguments of `f`, the argument `argnum` an Interval or LpBall, and returns L, a
-  scalar, for the outputs of `f` stacked: the greatest norm of the matrices within `jacobian_bounds`. For p = 2 that is
+  The returned function takes the arguments of `f`, the argument `argnum` an input set, and returns L, a scalar, for the
+  outputs of `f` stacked: the greatest norm of the matrices within `jacobian_bounds`. For p = 2 that is
   at most the norm of their greatest magnitudes, and at most the norm of the centre plus that of the radius; for p = 1
   and inf it is exact. Infinite where the bounds of the Jacobian are. In exact arithmetic, unless `method` allows for
   rounding; the norm itself is rounded up.
@@ -100,7 +102,7 @@ def local_lipschitz(f: Callable, *, argnum: int = -1, p: float = 2., method: Cal
     spectral = lambda a: jnp.linalg.svd(jnp.where(usable, a, 0), compute_uv=False).max(initial=0)
     norm = jnp.minimum(spectral(greatest), spectral(whole.centre) + spectral(whole.radius))
     return _raised(norm, usable, greatest.shape)
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+  return named_as(f, bounded)
 
 
 def _raised(norm: Any, usable: Any, shape: tuple[int, ...]) -> Any:

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 
 from ibpjax.core.program import Value
 from ibpjax.core.sets import is_set, pytree
-from ibpjax.engine.backward import backward_pass
-from ibpjax.engine.functional import Dense, LinearFunctional, resting_on
+from ibpjax.engine.elements import width
+from ibpjax.engine.forward import ForwardBounds
+from ibpjax.engine.functional import LinearFunctional, element
 from ibpjax.engine.intervals import IntervalPass
-from ibpjax.methods.crown import intermediate_bounds, prepared
-from ibpjax.methods.lbp import ForwardBounds
+from ibpjax.engine.prepare import named_as, prepare
+from ibpjax.engine.scans import backward_pass
+from ibpjax.methods.crown import by_passes
+from ibpjax.methods.registry import given
 from ibpjax.rules.slopes import Lines, adaptive
 from ibpjax.xla.batching import over_rows
 
@@ -49,7 +52,7 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = adaptive
                   chunk: int | None = None) -> Callable:
   """Affine functions of the inputs below and above `f`.
 
-  The returned function takes the positional arguments of `f` with Intervals or LpBalls in the
+  The returned function takes the positional arguments of `f` with input sets (Intervals, balls, polytopes) in the
   place of arrays, and returns the tree of `f`'s result with LinearBounds for each array.
 
   Args:
@@ -64,10 +67,10 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = adaptive
     raise ValueError(f'method is {method!r}; it is one of {", ".join(methods)}')
 
   def bounded(*args):
-    given, (program, inputs, out_tree) = prepared(f, methods[method], args, {}, lines=lines, intersect=False,
-                                                  round_outward=False)
-    tighten = intermediate_bounds(lines, chunk) if given is None else None
-    intervals = IntervalPass(program, inputs, given, tighten=tighten)
+    prepared = prepare(f, args, {})
+    program = prepared.program
+    inside = given(f, methods[method], args, {}, lines=lines, intersect=False, round_outward=False)
+    boxes = IntervalPass(program, prepared.inputs, lines=lines, tighten=by_passes(chunk), **inside)
     perturbed = [v for v in program.inputs if v.id in program.perturbed]
 
     def in_arguments(parts):
@@ -79,20 +82,18 @@ def linear_bounds(f: Callable, *, method: str = 'crown', lines: Lines = adaptive
       if v.id not in program.perturbed or v.dtype == jnp.bool_:
         raise TypeError(f'the function returns a {v.dtype}{list(v.shape)} that is boolean or does not depend on the '
                         'sets: it has no linear bounds; leave it out')
-      found = (_forward if method == 'lbp' else _backward)(intervals, lines, v, perturbed, chunk)
+      found = _forward(boxes, v, perturbed) if method == 'lbp' else _backward(boxes, v, perturbed, chunk)
       return LinearBounds(*(Affine(in_arguments(a), b) for a, b in found))
-    return jax.tree.unflatten(out_tree, [bound(v) for v in program.outputs])
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+    return prepared.result(map(bound, program.outputs))
+  return named_as(f, bounded)
 
 
-def _backward(intervals: IntervalPass, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
-  """(coefficients, bias) below and above, by walks to the inputs; a box where a walk ends earlier is in the bias."""
-  back = backward_pass(intervals, lines)
-  back.ends(value)
+def _backward(boxes: IntervalPass, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
+  """(coefficients, bias) below and above, by passes to the inputs; a box where a pass ends earlier is in the bias."""
+  back = backward_pass(boxes, value)
 
   def least(i, sign):
-    row = Dense(sign * (jnp.arange(value.size) == i).astype(value.dtype).reshape(value.shape))
-    found = back.back(resting_on(value, row))
+    found = back.back(element(value, i, sign))
     ends = dict(found.rows)
     a = [sign * ends.pop(v.id).coefficients if v.id in ends else jnp.zeros(v.shape, v.dtype) for v in inputs]
     return a, sign * back.concretise(LinearFunctional(ends, found.offset)).lower
@@ -101,12 +102,12 @@ def _backward(intervals: IntervalPass, lines: Lines, value: Value, inputs: list[
     a, bias = found
     return [x.reshape(*value.shape, *v.shape) for x, v in zip(a, inputs)], bias.reshape(value.shape)
   rows = jnp.arange(value.size)
-  return [shaped(over_rows(functools.partial(least, sign=s), rows, back.width(), chunk)) for s in (1, -1)]
+  return [shaped(over_rows(functools.partial(least, sign=s), rows, width(back.program), chunk)) for s in (1, -1)]
 
 
-def _forward(intervals: IntervalPass, lines: Lines, value: Value, inputs: list[Value], chunk: int | None) -> list[Any]:
+def _forward(boxes: IntervalPass, value: Value, inputs: list[Value]) -> list[Any]:
   """(coefficients, bias) below and above, carried forward."""
-  form = ForwardBounds(intervals, lines, {}).of(value)
+  form = ForwardBounds(boxes, {}).of(value)
 
   def split(a):
     parts, start = [], 0

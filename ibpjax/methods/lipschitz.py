@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from ibpjax.core.sets import concrete
+from ibpjax.core.validation import concrete
+from ibpjax.engine.prepare import named_as
 from ibpjax.operators import spectral_convolutions
 from ibpjax.operators.networks import cut
 from ibpjax.operators.piece_errors import matrix_error
@@ -90,7 +90,7 @@ def lipschitz(f: Callable, *, argnum: int = -1, norm: Callable[[Convolution], No
       pairs = np.nan_to_num(whole, nan=np.inf, posinf=np.inf) * (1 + _SLACK)
     value = np.inf if np.isnan(total) else float(total) * (1 + _SLACK)
     return LipschitzBound(value, pairs, kind, slack, failure, parts)
-  return functools.update_wrapper(bounded, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+  return named_as(f, bounded)
 
 
 def _distances(piece: AffineMap) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Estimates of Lipschitz constants inside of a training step: by power iteration, with a state that is carried on."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax.core.sets import pytree
+from ibpjax.engine.prepare import named_as
 from ibpjax.operators.networks import cut
 from ibpjax.operators.pieces import AffineMap
 from ibpjax.operators.spectral import power_iteration, random_start
@@ -68,7 +68,7 @@ def lipschitz_estimate(f: Callable, *, argnum: int = -1, steps: int = 10) -> Cal
       terms = [_table(_rows(piece)) * reach[id(piece.source)] for piece in network.into(network.units[-1])]
       pairs = sum(terms, start=jnp.zeros(network.program.outputs[0].shape * 2))
     return LipschitzEstimate(jnp.asarray(total), pairs, list(norms.values())), [v for _, v in found]
-  return functools.update_wrapper(estimated, f, assigned=('__name__', '__qualname__', '__doc__'), updated=())
+  return named_as(f, estimated)
 
 
 def _rows(piece: AffineMap) -> Any:

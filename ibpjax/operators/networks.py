@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ibpjax.core.program import Program, rebind
-from ibpjax.core.sets import Interval, is_set, numbered
+from ibpjax.core.sets import Interval, is_set
+from ibpjax.core.validation import numbered
 from ibpjax.engine.prepare import ungrouped
 from ibpjax.operators.declared import declared_constant
 from ibpjax.operators.pieces import AffineMap, Nonlinearity, pieces, units

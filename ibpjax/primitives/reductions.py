@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ibpjax.core.products import times
 from ibpjax.core.program import Equation, rebind, unsupported
 from ibpjax.core.sets import Interval, as_interval, is_set
 
@@ -20,14 +21,6 @@ def ends(eqn: Equation, operands: Sequence[Any]) -> list[Interval]:
 
 
 # -------------------------------------------------------------------------------------- products
-def times(a: Any, b: Any) -> Any:
-  """a * b where 0 times an infinite end is 0, as it is for every finite value. Infinite products have no gradient."""
-  unbounded = ~(jnp.isfinite(a) & jnp.isfinite(b))
-  empty = (a == 0) | (b == 0)
-  infinite = lax.stop_gradient(jnp.where(empty, 0, a) * jnp.where(empty, 0, b))
-  return jnp.where(unbounded, infinite, jnp.where(unbounded, 0, a) * jnp.where(unbounded, 0, b))
-
-
 def corners(x: Interval, y: Interval) -> Interval:
   """x * y for two boxes, exact. A product that vanishes or overflows says so: the next one may be by its inverse."""
   info = jnp.finfo(x.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as P
 
+from ibpjax.core.products import dot
 from ibpjax.core.program import Equation, rebind
 from ibpjax.core.row import CONTRACTED, SCALED, SIGNED
 from ibpjax.core.sets import Interval, around, centre_radius
@@ -90,22 +91,6 @@ def _apart(eqn: Equation) -> bool:
           and not any(map(any, p['padding'])) and p['preferred_element_type'] in (None, eqn.inputs[0].dtype))
 
 
-@jax.custom_jvp
-def dot(row: Any, x: Any) -> Any:
-  """<row, x>, where a coefficient of 0 meets an infinite or undefined element as 0; gradients see finite elements."""
-  return jnp.sum(jnp.where(row == 0, 0, row * x))
-
-
-@dot.defjvp
-def _dot_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-  """By contractions: where many rows meet one x, XLA's CPU code is slow at sums of products (jaxlib 0.10.2)."""
-  (row, x), (drow, dx) = primals, tangents
-  contract = functools.partial(jnp.vdot, precision=lax.Precision.HIGHEST)
-  value = dot(row, x)
-  slope = contract(jnp.where(jnp.isfinite(x), x, 0), drow) + contract(row, dx)
-  return value, slope.astype(value.dtype)
-
-
 def _definite(eqn: Equation) -> Equation:
   """Indices promised to be in bounds do in derivatives what they do in a run: gathers clamp, scatters drop."""
   modes = {P.gather_p: lax.GatherScatterMode.CLIP, P.scatter_add_p: lax.GatherScatterMode.FILL_OR_DROP}
@@ -149,6 +134,13 @@ def push_forward(eqn: Equation, operands: Sequence[Any], coefficients: dict[int,
   flags = [i in coefficients for i in range(len(operands))]
   linear, known = _linear(_definite(eqn), operands, flags)
   return image(linear, [coefficients.get(i, x) for i, x in enumerate(known)])
+
+
+def push_linear(eqn: Equation, operands: Sequence[Any], coefficients: dict[int, Any]) -> list[Any]:
+  """The image of arrays under the linear part of an affine equation: as `push_forward`, of points."""
+  flags = [i in coefficients for i in range(len(operands))]
+  linear, known = _linear(_definite(eqn), operands, flags)
+  return run(linear, *(coefficients.get(i, x) for i, x in enumerate(known)))
 
 
 def _pull_convolution(eqn: Equation, kernel: Any, row: Any) -> Any:

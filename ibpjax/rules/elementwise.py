@@ -11,9 +11,10 @@ from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, rebind, unsupported
 from ibpjax.core.row import Elementwise, kinks
-from ibpjax.core.sets import Interval, centre_radius, concrete
+from ibpjax.core.sets import Interval, centre_radius
+from ibpjax.core.validation import concrete
 from ibpjax.primitives import table
-from ibpjax.rules.slopes import Lines, Steered, with_gradient_of
+from ibpjax.rules.slopes import Alpha, Lines, with_gradient_of
 from ibpjax.xla.materialize import materialize
 
 # Rows that bound one perturbed operand wherever it stands; of the others, the first.
@@ -88,13 +89,13 @@ def best_lines(x: Interval, at: tuple[Any, ...], lines: Lines,
     lines: the choice.
     tilted: k -> the range of f(v) - k v over the box.
   """
-  if isinstance(lines, Steered) and lines.shares is not None:
+  if isinstance(lines, Alpha) and lines.shares is not None:
     exact, beside = ([k for k, in _finite_lists(ks, x)] for ks in lines.slopes(at, tilted))
     (below, low), (above, high) = _supporting(materialize(exact), tilted)
     (_, least), (_, most) = _supporting(beside, tilted)
     return (below, with_gradient_of(least, low)), (above, with_gradient_of(most, high))
   below, above = _least_area(x, lines(*at), tilted)
-  if isinstance(lines, Steered):
+  if isinstance(lines, Alpha):
     lines.begin((below, above), at, tilted)
   return _supporting(materialize((below, above)), tilted)
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ibpjax.core.products import dot, times
 from ibpjax.core.program import rebind, trace
 from ibpjax.core.sets import Interval, is_set
-from ibpjax.primitives.reductions import times
 from ibpjax.rules import affine
 from ibpjax.xla.select import select
 
@@ -40,7 +40,7 @@ class LinearRelaxation:
     """A lower bound of `<rows[0], result>`: rows on the perturbed operands, and an offset."""
     row, = rows
     up = row > 0
-    return self.pull(row, up), affine.dot(row, select(up, self.low, self.high))
+    return self.pull(row, up), dot(row, select(up, self.low, self.high))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +87,31 @@ class Maps(LinearRelaxation):
     return [a + b for a, b in zip(*parts)]
 
   def push(self, xs: Sequence[Interval]) -> Interval:
-    return Interval(_linear_image(self.below, xs).lower, _linear_image(self.above, xs).upper)
+    return Interval(linear_image(self.below, xs).lower, linear_image(self.above, xs).upper)
 
 
-def _linear_image(f: Callable[..., Any], xs: Sequence[Interval]) -> Interval:
+def middle(planes: LinearRelaxation, xs: Sequence[Interval]) -> tuple[Callable[..., Any], Interval]:
+  """A linear map between the two planes, and bounds of what it leaves of the result over boxes of the operands."""
+  if isinstance(planes, Slopes):
+    apart = [a / 2 - b / 2 for a, b in zip(planes.above, planes.below)]
+    off = Slopes(planes.low, planes.high, tuple(apart), tuple(apart)).push(xs).upper
+
+    def push(*points):
+      return sum(times(a / 2 + b / 2, x) for a, b, x in zip(planes.above, planes.below, points))
+  elif isinstance(planes, Maps):
+    if planes.below is planes.above:
+      return planes.below, Interval(planes.low, planes.high)
+    off = linear_image(lambda *points: (planes.above(*points) - planes.below(*points)) / 2, xs).upper
+
+    def push(*points):
+      return (planes.above(*points) + planes.below(*points)) / 2
+  else:
+    raise NotImplementedError(type(planes).__name__)
+  off = jnp.maximum(off, 0) * (1 + 16 * jnp.finfo(off.dtype).eps)  # for planes that meet, 0
+  return push, Interval(planes.low - off, planes.high + off)
+
+
+def linear_image(f: Callable[..., Any], xs: Sequence[Interval]) -> Interval:
   """A linear map on intervals, equation by equation."""
   program, inputs, _ = trace(f, tuple(xs), {})
   env = program.environment(inputs)

@@ -18,9 +18,9 @@ from jax.extend.core import primitives as P
 
 from ibpjax.composites.univariate import Bounds, Univariate
 from ibpjax.core.composite import Composite
+from ibpjax.core.products import times
 from ibpjax.core.program import Equation, evaluate, rebind
 from ibpjax.core.sets import Interval, as_interval, centre_radius, is_set
-from ibpjax.primitives.reductions import times
 from ibpjax.rules.elementwise import best_lines, enclose, enclosing, reciprocal, relu, row, square
 from ibpjax.rules.planes import LinearRelaxation, Maps, Slopes
 from ibpjax.rules.slopes import Lines

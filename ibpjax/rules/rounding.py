@@ -25,18 +25,14 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core.composite import Composite
+from ibpjax.core.products import gamma
 from ibpjax.core.program import Equation, rebind
 from ibpjax.core.row import EXACT, MOVES, PRODUCTS, SCALED, SUMS
-from ibpjax.core.sets import Interval, LpBall, as_interval, is_floating, is_set, unbounded
+from ibpjax.core.sets import Interval, as_interval, is_floating, is_set, unbounded
 from ibpjax.core.subnormal import is_subnormal, least_kept, may_be_subnormal, without_subnormal
 from ibpjax.primitives import reductions, table
 from ibpjax.rules import accuracy
 from ibpjax.rules.undefined import spoiled
-
-
-def gamma(n: float, u: float) -> float:
-  """n u / (1 - n u), infinite where the model says nothing any more."""
-  return n * u / (1 - n * u) if n * u < .5 else float('inf')
 
 
 def outward(step: Callable[[Equation, list[Any]], list[Any]], eqn: Equation, operands: list[Any]) -> list[Any]:
@@ -182,8 +178,6 @@ def flushed(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:
 
 def magnitude(x: Any) -> Any:
   """The largest absolute value of each element of an array or a set."""
-  if isinstance(x, LpBall):
-    return jnp.abs(x.centre) + x.eps
   if isinstance(x, Interval):
     if not is_floating(x):
       return x.upper

@@ -9,7 +9,6 @@ of the function and of its intercepts on top. See `rounding` for what known valu
 """
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,51 +16,66 @@ import jax.numpy as jnp
 from jax.extend.core import primitives as P
 
 from ibpjax.core.composite import Composite
+from ibpjax.core.products import gamma, times
 from ibpjax.core.program import Equation, Program, rebind
 from ibpjax.core.row import CONTRACTED, SUMS
 from ibpjax.core.sets import Interval, is_set
 from ibpjax.core.subnormal import least_kept
 from ibpjax.primitives import table
-from ibpjax.primitives.reductions import times
 from ibpjax.rules import affine
 from ibpjax.rules.accuracy import of_value, roundings, unit
 from ibpjax.rules.planes import LinearRelaxation, Maps, Slopes
-from ibpjax.rules.rounding import flushed, gamma, magnitude, vanished
+from ibpjax.rules.rounding import flushed, magnitude, vanished
 
 
-@dataclasses.dataclass(frozen=True)
-class Errors:
-  """What rows of a program must allow for at each of its equations.
+def steps(program: Program) -> int:
+  """The number of roundings of an offset, to which each equation adds at most four terms, errors among them."""
+  return 4 * len(program.equations) + 8
 
-  Attributes:
+
+def error(program: Program, env: dict[int, Any], eqn: Equation, planes: Any) -> Any:
+  """What rows must allow for at an equation, for a coefficient 1 on each element of its one output.
+
+  Args:
     program: the program.
     env: value id -> Interval or array, for all values that rows pass; widened by `rounding.outward`.
-    found: equation -> error, what has been computed.
+    eqn: the equation.
+    planes: its planes; None if it is affine.
+
+  Returns:
+    An array of the shape of the output, or None where nothing is rounded.
   """
-  program: Program
-  env: dict[int, Any]
-  found: dict[int, Any]
+  operands = [env[v.id] for v in eqn.inputs]
+  sizes, flags = [magnitude(x) for x in operands], [v.id in program.perturbed for v in eqn.inputs]
+  terms = eqn.outputs[0].size + steps(program)  # of the sum that goes to the offset
+  if planes is not None:
+    return of_planes(eqn, planes, operands, sizes, env[eqn.outputs[0].id], terms)
+  if affine.has_constant(eqn, flags):
+    constant = _magnitudes(eqn, [jnp.zeros_like(x) if p else x for x, p in zip(sizes, flags)])[0]
+    return of_affine(eqn, sizes, flags) + gamma(terms, unit(eqn)) * constant
+  exact = table.of(eqn).accuracy != SUMS and roundings(eqn, flags)[1] == 1
+  return None if exact else of_affine(eqn, sizes, flags)
 
-  @property
-  def steps(self) -> int:
-    """The number of roundings of an offset, to which each equation adds at most four terms, errors among them."""
-    return 4 * len(self.program.equations) + 8
 
-  def at(self, eqn: Equation, planes: LinearRelaxation | None) -> Any:
-    """Errors of a coefficient 1 on each element of an equation's one output; None where nothing is rounded."""
-    if id(eqn) not in self.found:
-      operands = [self.env[v.id] for v in eqn.inputs]
-      sizes, flags = [magnitude(x) for x in operands], [v.id in self.program.perturbed for v in eqn.inputs]
-      terms = eqn.outputs[0].size + self.steps  # of the sum that goes to the offset
-      if planes is not None:
-        self.found[id(eqn)] = of_planes(eqn, planes, operands, sizes, self.env[eqn.outputs[0].id], terms)
-      elif affine.has_constant(eqn, flags):
-        constant = _magnitudes(eqn, [jnp.zeros_like(x) if p else x for x, p in zip(sizes, flags)])[0]
-        self.found[id(eqn)] = of_affine(eqn, sizes, flags) + gamma(terms, unit(eqn)) * constant
-      else:
-        exact = table.of(eqn).accuracy != SUMS and roundings(eqn, flags)[1] == 1
-        self.found[id(eqn)] = None if exact else of_affine(eqn, sizes, flags)
-    return self.found[id(eqn)]
+def of_forms(eqn: Equation, planes: Any, operands: Sequence[Any], sizes: Sequence[Any], flags: Sequence[bool],
+             out: Interval, reach: Any) -> Any:
+  """How far rounding may move linear bounds pushed forward through an equation, and its output; None where it does not.
+
+  Args:
+    eqn: the equation, of one output.
+    planes: its planes; None if it is affine.
+    operands: its operands, Intervals where perturbed.
+    sizes: what the absolute values of all terms that they are computed from sum to.
+    flags: which of them are perturbed.
+    out: bounds of its output.
+    reach: the sum of the absolute values of all inputs.
+  """
+  if planes is None and table.of(eqn).accuracy != SUMS:
+    return None
+  found = of_affine(eqn, sizes, flags) if planes is None else of_planes(eqn, planes, operands, sizes, out, 8)
+  terms = sum(roundings(eqn, flags)) if planes is None else sum(x.size for x in sizes)
+  vanished = (terms + 8) * float(jnp.finfo(eqn.outputs[0].dtype).tiny) * (1 + reach)  # what is too small to be kept
+  return found + vanished.astype(found.dtype)
 
 
 def of_affine(eqn: Equation, sizes: Sequence[Any], flags: Sequence[bool]) -> Any:

@@ -60,7 +60,16 @@ def adaptive(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[
   return slopes, slopes
 
 
-class Steered:
+def parallel(fn: Function, l: Any, u: Any, points: Sequence[Any] = ()) -> tuple[Any, Any]:
+  """The slope of the chord for both lines: the function lies in a band, whose width one number says.
+
+  Source: Singh et al., Fast and Effective Robustness Certification, NeurIPS 2018, for ReLU.
+  """
+  c = chord(fn, l, u)
+  return c, c
+
+
+class Alpha:
   """A choice whose slopes are moved, for an optimiser: each by a share of the way from its least to its greatest value.
 
   Only lines that can be exchanged for better ones elsewhere move. Where the chord encloses the function on one side

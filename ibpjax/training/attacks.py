@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ibpjax.core.sets import Interval, check_eps, linf_ball
+from ibpjax.core.balls import linf_ball
+from ibpjax.core.sets import Interval
 from ibpjax.core.specification import check_labels, margins
+from ibpjax.core.validation import check_eps
 from ibpjax.xla.compiling import RightJit
 
 # (f, params, images, labels, eps, key) -> points, constants for gradients; f and params as of an objective

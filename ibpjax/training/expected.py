@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.core.sets import linf_ball
+from ibpjax.core.balls import linf_ball
 from ibpjax.core.unsound import UnsoundObjective
 from ibpjax.methods.etb import etb, etb_companion
 from ibpjax.training.losses import natural_loss, robust_loss

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.balls import linf_ball
+from ibpjax.core.sets import Interval
 from ibpjax.core.unsound import UnsoundObjective
 from ibpjax.methods.ibp import ibp
 from ibpjax.training.losses import robust_loss

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.balls import linf_ball
+from ibpjax.core.sets import Interval
 from ibpjax.core.specification import margins
 from ibpjax.core.unsound import UnsoundObjective
 from ibpjax.methods.ibp import ibp

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ibpjax.core.balls import linf_ball
 from ibpjax.core.row import chord
-from ibpjax.core.sets import Intermediates, Interval, linf_ball
+from ibpjax.core.sets import Intermediates, Interval
 from ibpjax.core.specification import margins
 from ibpjax.methods.crown import crown
 from ibpjax.methods.ibp import ibp

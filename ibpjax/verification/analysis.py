@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.balls import linf_ball
+from ibpjax.core.sets import Interval
 from ibpjax.methods.ibp import ibp
 
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from ibpjax.core.balls import linf_ball, lp_ball
 from ibpjax.core.directed import UP, converted, rounded
 from ibpjax.core.program import digest
-from ibpjax.core.sets import check_eps, concrete, linf_ball, lp_ball, pytree
+from ibpjax.core.sets import pytree
 from ibpjax.core.specification import check_classes, check_labels, margins
 from ibpjax.core.unsound import why_unsound
+from ibpjax.core.validation import check_eps, concrete
 from ibpjax.methods.alpha_crown import alpha_crown
 from ibpjax.methods.crown import crown
 from ibpjax.methods.etb import etb

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ibpjax.core.sets import Interval, linf_ball
+from ibpjax.core.balls import linf_ball
+from ibpjax.core.sets import Interval
 from ibpjax.core.specification import batched
 from ibpjax.methods.ibp import ibp
 from ibpjax.nn.param_ramp import LEAST_HEIGHT, LeakyReLU, ParamRamp

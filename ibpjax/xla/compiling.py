@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ibpjax.core.sets import concrete
+from ibpjax.core.validation import concrete
 
 WRONG = ('0.10.2',)   # versions of jaxlib
 _OPTION = 'xla_cpu_experimental_ynn_fusion_type'
