@@ -8,6 +8,7 @@ os.environ['OPENBLAS_NUM_THREADS'] = '1'  # NumPy's threads wait for each other 
 # Commands that tests start share what they compile, without optimisations; tests themselves compile everything.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Without the second, jaxlib 0.10.2 computes wrong values (ibpjax/xla/compiling.py); two processes compile anyway.
 os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=2 '
                            '--xla_cpu_experimental_ynn_fusion_type= --xla_cpu_parallel_codegen_split_count=1')

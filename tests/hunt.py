@@ -1,4 +1,4 @@
-"""A hunt for wrong bounds: random programs, each under five methods, attacked; what escapes is printed.
+"""A hunt for wrong bounds: random programs, each under six methods, attacked; what escapes is printed.
 
     python tests/hunt.py --programs=1000 --seed=0
 
@@ -28,6 +28,7 @@ METHODS = {
     'lbp': lambda f, lines, outward: ibpjax.lbp(f, lines=lines, round_outward=outward),
     'crown-lbp': lambda f, lines, outward: ibpjax.crown(f, intermediate='lbp', lines=lines, round_outward=outward),
     'crown': lambda f, lines, outward: ibpjax.crown(f, lines=lines, round_outward=outward),
+    'zonotope': lambda f, lines, outward: ibpjax.zonotope(f, round_outward=outward),
 }
 POINTS = 200
 LONG = 64

@@ -10,14 +10,14 @@ from interpreted import interpreted
 from networks import dense, random_network
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from ibpjax import Interval, adaptive, alpha_crown, crown, ibp, lbp, tight
+from ibpjax import Interval, adaptive, alpha_crown, crown, ibp, lbp, tight, zonotope
 
 pytestmark = pytest.mark.usefixtures('x64')
 RELU = functools.partial(dense, activation=jax.nn.relu)
 METHODS = {
     'ibp': functools.partial(ibp, elide=True), 'lbp': lbp, 'lbp, adaptive': functools.partial(lbp, lines=adaptive),
     'crown-ibp': functools.partial(crown, intermediate='ibp'),
-    'crown-lbp': functools.partial(crown, intermediate='lbp'),
+    'crown-lbp': functools.partial(crown, intermediate='lbp'), 'zonotope': zonotope,
     'crown': crown, 'crown, tight': functools.partial(crown, lines=tight),
     'alpha-crown': functools.partial(alpha_crown, steps=100)}
 

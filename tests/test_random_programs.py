@@ -18,7 +18,7 @@ from programs import BINARY, LINES, OPERATIONS, RADII, SIZE, UNARY, program
 from weighing import attacked, escapes
 
 import ibpjax
-from ibpjax import Interval, crown, ibp, lbp, tight
+from ibpjax import Interval, crown, ibp, lbp, tight, zonotope
 from ibpjax.composites.normalization import Normalise
 from ibpjax.composites.softmax import Average
 from ibpjax.composites.univariate import Univariate
@@ -70,7 +70,7 @@ def test_linear_bounds_hold_for_random_programs_and_slopes(steps, radius, seed, 
   box = Interval(x - radius, x + radius)
   values = interpreted(jax.vmap(f))(attacked(f, box, 96, seed))
   for method in (lbp(f), lbp(f, lines=LINES[slopes]), crown(f, lines=LINES[slopes]),
-                 crown(f, intermediate='lbp', lines=tight)):
+                 crown(f, intermediate='lbp', lines=tight), zonotope(f)):
     bound = interpreted(method)(box)
     assert holds(bound, values)
     assert not any(np.isnan(b.lower).any() or np.isnan(b.upper).any() for b in leaves(bound))
@@ -79,7 +79,7 @@ def test_linear_bounds_hold_for_random_programs_and_slopes(steps, radius, seed, 
 @pytest.mark.usefixtures('x64')
 @hypothesis.settings(max_examples=max(hypothesis.settings.default.max_examples // 3, 1))
 @given(st.lists(ANY, min_size=1, max_size=5), st.sampled_from(RADII), st.integers(0, 1000), st.booleans(),
-       st.sampled_from(['ibp', 'ibp', 'crown', 'lbp']))
+       st.sampled_from(['ibp', 'ibp', 'crown', 'lbp', 'zonotope']))
 def test_bounds_allow_for_what_floats_make_of_random_programs(steps, radius, seed, far, method):
   """Alone finds what overflows, vanishes or is rounded more than a bound allows for, where operations meet."""
   f, rng = program(steps), np.random.default_rng(seed)

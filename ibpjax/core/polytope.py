@@ -105,7 +105,9 @@ def polytope(box: Interval, a: Any, b: Any, steps: int = 8) -> Polytope:
     near = given.astype(box.dtype)
     if not isinstance(given, np.ndarray) and given.dtype != box.dtype:
       raise TypeError(f'a has dtype {given.dtype} and the box {box.dtype}: convert a before it is traced')
-    if isinstance(given, np.ndarray) and concrete(box.lower, b):
+    if given.shape[1:] != box.shape:
+      pass  # said below
+    elif isinstance(given, np.ndarray) and concrete(box.lower, b):
       off = np.abs(given.astype(np.longdouble) - near.astype(np.longdouble))
       reach = np.maximum(np.abs(np.asarray(box.lower)), np.abs(np.asarray(box.upper))).astype(np.longdouble)
       slack = (off * reach).reshape(len(off), -1).sum(1) * (1 + 1e-12)

@@ -22,6 +22,7 @@ from ibpjax.methods.crown import crown
 from ibpjax.methods.etb import etb
 from ibpjax.methods.ibp import ibp
 from ibpjax.methods.lbp import lbp
+from ibpjax.methods.zonotope import zonotope
 from ibpjax.verification.mode import evaluated
 from ibpjax.xla.batching import dealt_over
 from ibpjax.xla.compiling import RightJit
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Callable]] = {
     'ibp': lambda f, intersect: ibp(f, elide=True, round_outward=True),
     'crown-ibp': functools.partial(crown, intermediate='ibp', round_outward=True),
     'lbp': functools.partial(lbp, round_outward=True),
+    'zonotope': functools.partial(zonotope, round_outward=True),
     'crown-lbp': functools.partial(crown, intermediate='lbp', round_outward=True),
     'crown': functools.partial(crown, round_outward=True),
     'alpha-crown': lambda f, intersect: alpha_crown(
@@ -87,7 +89,7 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     norm: 'linf', 'l2' or 'l1'.
     clip: valid range of the inputs; the l-infinity ball is cut to it, the others are not. None for no range.
     method: how bounds are computed, from fast and loose to slow and tight: 'ibp' (elided), 'crown-ibp', 'lbp',
-      'crown-lbp', 'crown' or 'alpha-crown', which optimises the bounds that are not positive.
+      'zonotope', 'crown-lbp', 'crown' or 'alpha-crown', which optimises the bounds that are not positive.
     intersect: intersect the bounds of linear methods with those of interval arithmetic wherever these are needed, so
       that no method verifies less than 'ibp'.
     allow_random: certify a function that draws random numbers from keys of its own or from its parameters, as random
