@@ -89,7 +89,8 @@ def elementwise_rows() -> Iterator[list[str]]:
 
 def planes(key: Any) -> str:
   """How linear methods bound what has a rule of its own on boxes."""
-  return f'planes: {first_line(relaxations.TABLE[key])}' if key in relaxations.TABLE else 'ends'
+  kind = table.ROWS[key].relaxation
+  return 'ends' if kind is None else f'planes: {first_line(relaxations.RULES[kind])}'
 
 
 def interval_rows() -> Iterator[list[str]]:

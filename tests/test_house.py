@@ -53,6 +53,16 @@ def test_modules_of_a_room_form_no_circle():
   assert not arrows, sorted(arrows)
 
 
+def test_files_and_classes_are_short():
+  """A file over 400 lines asks to be two; so does a class over 150."""
+  for path in (ROOT / 'ibpjax').rglob('*.py'):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400, path
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.ClassDef):
+        assert node.end_lineno - node.lineno < 150, f'{path}: {node.name}'
+
+
 # What the face of the framework stands on, and what data, pictures, logs and commands take besides.
 BASE = {'jax', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'ibpjax', *sys.stdlib_module_names}
 EXTRAS = {'PIL', 'absl', 'grain', 'matplotlib', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'tqdm'}

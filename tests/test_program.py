@@ -191,7 +191,8 @@ def test_intermediates_can_be_read_replaced_and_handed_in_again():
   again = interpreted(ibp(f, intermediate=found))(BOX)
   np.testing.assert_array_equal(out.lower, again.lower)
   first = next(iter(found.bounds))
-  split = {first: Interval(found.bounds[first].lower, jnp.clip(found.bounds[first].upper, max=jnp.maximum(found.bounds[first].lower, .1)))}
+  z = found.bounds[first]
+  split = {first: Interval(z.lower, jnp.minimum(z.upper, jnp.maximum(z.lower, .1)))}
   half = interpreted(ibp(f, intermediate=ibpjax.Intermediates(split)))(BOX)
   hidden = Interval(*(jax.nn.relu(end) for end in (split[first].lower, split[first].upper)))
   expected = interpreted(ibp(lambda h: jax.nn.relu(w @ h)))(hidden)

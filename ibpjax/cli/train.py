@@ -7,10 +7,7 @@ r"""Trains a classifier with guaranteed bounds and writes its run to a folder.
 The same command goes on with a run that was stopped or killed, and ends as if it had never stopped.
 """
 import contextlib
-import dataclasses
-import functools
 import importlib
-import itertools
 import json
 import os
 import pathlib
@@ -20,21 +17,15 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from flax import nnx
-from tqdm import tqdm
 
-from ibpjax import nn, training
-from ibpjax.cli import commands, configs, measures, recipe
+from ibpjax.cli import commands, configs, recipe
 from ibpjax.cli.flags import define_integers, define_radius
-from ibpjax.data import datasets, pipeline
+from ibpjax.cli.training_run import Training, examples_a_step
+from ibpjax.data import datasets
 from ibpjax.nn.liresnet import BLOCKS
-from ibpjax.plotting import figures
 from ibpjax.runs import directory, logs
-from ibpjax.training import augment, parallel
-from ibpjax.training.checkpoints import CheckpointError, fill
+from ibpjax.training.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('dataset', 'digits', list(datasets.FACTS), 'What to train on.')
@@ -182,171 +173,11 @@ def check_flags() -> None:
     raise app.UsageError(f'--swa_from={FLAGS.swa_from} comes after the last epoch, {FLAGS.epochs}')
 
 
-def examples_a_step() -> int:
-  """Those of the split, and generated ones."""
-  return FLAGS.batch_size + (0 if FLAGS.generated is None else FLAGS.generated_batch)
-
-
-def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
-  """Stored images as floats in [0, 1] of the shape that the model takes; augmented if there is a key."""
-  if key is None or not FLAGS.augment:
-    return measures.pixels(facts, images)
-  crop, rest = jax.random.split(key)
-  images = augment.crop(crop, images, facts.shape[0])
-  if facts.flip or facts.pad:
-    images = augment.flip_and_crop(rest, images, flip=facts.flip, pad=facts.pad, edge=facts.edge)
-  return facts.pixels(images)
-
-
-def bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, split: Any) -> training.TrainState:
-  """The state with the heights of param_ramp in force, each at the mean output of its neuron over a split."""
-  model = nnx.merge(graphdef, state.params, state.batch_stats)
-  nn.calibrate(model, (prepared(facts, images, None)
-                       for images, _ in pipeline.evaluation_batches(split, 1000, FLAGS.workers)))
-  _, (params, batch_stats) = training.split(model)
-  return dataclasses.replace(state, params=params, batch_stats=batch_stats)
-
-
-def drawn(out: pathlib.Path, records: list[dict[str, Any]]) -> None:
-  """Draws what a run has measured."""
-  figures.curves(out / 'curves.png', records)
-  figures.layers(out / 'layers.png', records)
-
-
-def refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
-  """Raises if the loss or a weight is no longer a number, before that gets into a checkpoint."""
-  finite = [np.isfinite(metrics['loss']), *(jnp.isfinite(x).all() for x in jax.tree.leaves(params))]
-  if not all(map(bool, finite)):
-    raise FloatingPointError(f'training diverged in epoch {epoch}: the loss is {float(metrics["loss"])}, and not all '
-                             'weights are finite. Lower --learning_rate, lengthen --ramp_epochs or set --gradient_clip')
-
-
-def steps(feed: Any, per_epoch: int, start: int, total: int) -> Any:
-  """(number of the step, images, labels) of all steps after `start`, in an order that the seed alone fixes."""
-  while start < total:
-    epoch, first = divmod(start, per_epoch)
-    for images, labels in itertools.islice(feed.batches(epoch, first), per_epoch - first):
-      start += 1
-      yield start, images, labels
-
-
 def train(data: datasets.Dataset, out: pathlib.Path, seed: int, deadline: float) -> dict[str, Any] | None:
   """One run, or what remains of it: its last record, or None if the deadline came first."""
-  facts, begun = data.facts, time.monotonic()
-  if FLAGS.pad is not None:
-    facts = dataclasses.replace(facts, pad=FLAGS.pad, edge=False)
-  mesh = parallel.data_mesh()
-  feed: Any = (pipeline.Streamed(data.train, FLAGS.batch_size, seed, FLAGS.workers, mesh)
-               if isinstance(data.train, datasets.Stream) else
-               pipeline.Resident(data.train, FLAGS.batch_size, seed, mesh))
-  if FLAGS.generated is not None:
-    made = pipeline.Resident(datasets.generated(facts, FLAGS.generated), FLAGS.generated_batch, seed, mesh)
-    feed = pipeline.Mixed(feed, made)
-  per_epoch = len(feed)
-  total = FLAGS.epochs * per_epoch
-  optimizer, options = recipe.optimizer(per_epoch), recipe.objective_and_schedules(per_epoch, facts.std)
   known = FLAGS.get_key_flags_for_module(__name__)
-  config = {f.name: f.value for f in known} | dict(seed=seed)
-  model, key = directory.build_model(config, facts, seed), jax.random.key(seed)
-  if FLAGS.initialization == 'ibp':
-    nn.reinitialize(model, jax.random.fold_in(key, total))  # a number that no step folds in
-  carried = None if (estimate := options['estimate']) is None else training.carried_at_start(
-      model, estimate, jnp.zeros(facts.shape), jax.random.fold_in(key, total + 1))
-  graphdef, state = training.TrainState.create(model, optimizer, carried)
-
-  def step(state, images, labels):
-    augmenting, attacking = jax.random.split(jax.random.fold_in(key, state.step))
-    batch = prepared(facts, images, augmenting), labels
-    return training.train_step(state, batch, attacking, graphdef=graphdef, optimizer=optimizer, **options)
-
-  size = examples_a_step()
-  batch = jax.ShapeDtypeStruct((size, *facts.shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
-  scalars = jax.eval_shape(step, state, *batch)[1]  # here, before anything is written: it may refuse the flags
-  zeros = lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), scalars)
-  first = jax.process_index() == 0
-  if first:
-    directory.begin(out, config | dict(parameters=directory.parameters(model)), {f.name: f.default for f in known})
-  saved = directory.checkpoints(out)
-  split, name = (data.validation, 'validation') if data.validation else (data.test, 'test')
-  now, before, averaged = dict[str, Any](state=state, sums=zeros(), seen=measures.unseen(split)), 0., 0
-  if FLAGS.swa_from is not None:
-    now['mean'] = jax.tree.map(jnp.zeros_like, state.params)
-  if saved.steps():
-    at, arrays, notes = saved.restore()
-    now, before, averaged = fill(now, arrays, saved.folder / str(at)), notes['seconds'], notes['averaged']
-  layouts = parallel.state_shardings(mesh, now, fsdp=FLAGS.fsdp)
-  now = jax.device_put(now, layouts)
-
-  @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(layouts['state'], layouts['sums'], None),
-                     compiler_options=training.compiler_options())
-  def advance(state, sums, images, labels):
-    state, metrics = step(state, images, labels)
-    return state, jax.tree.map(jnp.add, sums, metrics), metrics
-
-  start = int(now['state'].step)
-  log = logs.Log(out if first else None, start)
-  if start == total:
-    if not first:
-      return {}
-    if not log.records:
-      raise FileNotFoundError(f'{log.path} is missing: the run is finished, but what it measured is lost. Delete {out} '
-                              'to train again')
-    drawn(out, log.records)
-    print(f'{out} is finished: {total} steps. Delete the folder to train again')
-    return log.records[-1]
-  evaluate = measures.evaluator(graphdef, facts, split, name, FLAGS.eps if FLAGS.test_eps is None else FLAGS.test_eps)
-
-  def statistics_of(params):
-    clean = (prepared(facts, x, None) for x, _ in feed.batches(0))
-    return training.measured_batch_stats(graphdef, params, now['state'].batch_stats, clean)
-
-  last, seconds = time.monotonic(), lambda: before + time.monotonic() - begun
-  with tqdm(total=total, initial=start, desc=str(out), unit='step', disable=None) as bar:
-    for number, images, labels in steps(feed, per_epoch, start, total):
-      if number == FLAGS.warmup_epochs * per_epoch + 1 and nn.ramps(model):  # the ramp of eps begins
-        now['state'] = bent(graphdef, now['state'], facts, data.train)
-      now['state'], now['sums'], metrics = advance(now['state'], now['sums'], images, labels)
-      jax.block_until_ready(metrics)
-      bar.update()
-      epoch, rest = divmod(number, per_epoch)
-      final = dict[str, Any]()
-      if not rest:
-        means = {k: float(v) / per_epoch for k, v in now['sums'].items()}
-        means |= {f'train_{k}': 100 * means.pop(k) for k in list(means) if k.endswith('error')}  # per cent, as below
-        refuse_divergence(means, now['state'].params, epoch)
-        means |= {k: float(metrics[k]) for k in ('eps', 'kappa', 'beta') if k in metrics}
-        now['sums'] = jax.device_put(zeros(), layouts['sums'])
-        if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
-          now['mean'], averaged = training.running_mean(now['mean'], now['state'].params, averaged), averaged + 1
-        if FLAGS.population_statistics:
-          now['state'] = dataclasses.replace(now['state'], batch_stats=statistics_of(now['state'].params))
-        params, batch_stats = now['state'].params, now['state'].batch_stats
-        if number == total and averaged:
-          params, batch_stats = now['mean'], statistics_of(now['mean'])
-        if epoch % FLAGS.evaluate_every == 0 or number == total:
-          measured, seen = evaluate(params, batch_stats, now['seen'])
-          means |= measured
-          now['seen'] = jax.device_put(seen, layouts['seen'])
-        log.add(dict(epoch=epoch, step=number, **means, seconds=seconds()))
-        log.say(FLAGS.epochs, bar)
-        if (ratio := means.get('expected_ratio_centred')) is not None and ratio < 1:
-          bar.write(f'warning: the drop of margins that ETB around the network expects is {ratio:.2f} of the one that '
-                    'attacks find: it is false on average')
-        final = dict(final=(params, batch_stats)) if number == total else {}
-      stop, save = parallel.agreed(time.monotonic() > deadline,
-                                   time.monotonic() - last >= 60 * FLAGS.checkpoint_minutes)
-      if final or stop or save:
-        refuse_divergence(metrics, now['state'].params, number // per_epoch + 1)
-        whole = parallel.gathered(now | final)
-        if first:
-          saved.save(number, whole, dict(seconds=seconds(), averaged=averaged, finished=bool(final)))
-        last = time.monotonic()
-      if stop and not final:
-        return None
-  log.close()
-  if first:
-    drawn(out, log.records)
-  return log.records[-1]
+  run = Training(data, out, seed, {f.name: f.value for f in known}, {f.name: f.default for f in known})
+  return run.to_the_end(deadline)
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ class Elementwise:
 
   def _tamed(self, fn: Function, known: Sequence[Any]) -> Function:
     """`fn` with finite derivatives."""
-    ends, steep, point = [p for p in self.domain if np.isfinite(p)], self.steep, self._harmless()
+    ends, steep, point = [p for p in self.domain if np.isfinite(p)], self.steep, _harmless(self.domain, self.pole)
     if not ends and steep is None:
       return fn
 
@@ -167,13 +167,6 @@ class Elementwise:
       valid &= self.defined(x, *known)
     return valid
 
-  def _harmless(self) -> float:
-    """A point at which f and its derivative are finite."""
-    least, greatest = self.domain
-    if np.isfinite(least) and np.isfinite(greatest):
-      return (least + greatest) / 2
-    return least + 1 if np.isfinite(least) else greatest - 1 if np.isfinite(greatest) else (self.pole or 0.) + 1
-
   def inside(self, x: Interval, known: Sequence[Any]) -> tuple[Interval, Callable[[Interval], Interval]]:
     """The box, moved to a harmless point where f is not defined on it, and what makes that infinite again.
 
@@ -182,11 +175,19 @@ class Elementwise:
     valid = self._valid(x, known)
     if valid is True:
       return x, lambda out: out
-    point, lower = self._harmless(), x.lower
+    point, lower = _harmless(self.domain, self.pole), x.lower
     if self.domain[0] == 0:  # not -0., of which rsqrt is -inf
       lower = jnp.where(lower == 0, lower - lax.stop_gradient(lower), lower)
     moved = Interval(jnp.where(valid, lower, point), jnp.where(valid, x.upper, point))
     return moved, lambda out: unbounded(out, ~valid)
+
+
+def _harmless(domain: tuple[float, float], pole: float | None) -> float:
+  """A point at which a function of a domain, but for a pole, and its derivative are finite."""
+  least, greatest = domain
+  if np.isfinite(least) and np.isfinite(greatest):
+    return (least + greatest) / 2
+  return least + 1 if np.isfinite(least) else greatest - 1 if np.isfinite(greatest) else (pole or 0.) + 1
 
 
 def along(k: Any, v: Any) -> Any:
@@ -219,6 +220,15 @@ SIGNED = 'signed'           # in all of them together
 SCALED = 'scaled'           # in one, times or over a known array of its shape
 CONTRACTED = 'contracted'   # in one, by sums of products with known weights
 
+# Which planes enclose the result, where it is neither affine nor a function of each element (`rules.relaxations`).
+PRODUCT = 'product'     # of two, element by element
+QUOTIENT = 'quotient'   # of two, element by element
+BILINEAR = 'bilinear'   # sums of products of two
+GREATER = 'greater'     # the greater or the smaller of two
+GREATEST = 'greatest'   # the greatest or the least of many
+CASES = 'cases'         # one of two, by a predicate
+IDENTITY = 'identity'   # its operand, whose gradient alone is another
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -237,7 +247,13 @@ class Row:
     undefined_at_infinity: its value at an infinite operand may be NaN: sin(inf), 0 inf.
     monotone: increasing in every operand: exact on each end separately.
     elementwise: its `Elementwise` where one operand is perturbed; or (params, number of that operand) -> that.
+    any_operand: `elementwise` is of the one perturbed operand, whichever that is; else of the first.
     image: (equation, operands) -> bounds of its results, where nothing above says what they are.
+    relaxation: None, or PRODUCT, QUOTIENT, BILINEAR, GREATER, GREATEST, CASES, IDENTITY: else its linear bounds are the
+      ends of its image.
+    continuous: it has no jumps, and derivatives (almost everywhere) that are those of its values; affine operations and
+      functions of each element are so by nature.
+    lipschitz: of a function of one array, how much it lengthens at most in every norm lp; None where it is not known.
   """
   accuracy: str | float | None = None
   affine: str | None = None
@@ -250,4 +266,8 @@ class Row:
   undefined_at_infinity: bool = False
   monotone: bool = False
   elementwise: Elementwise | Callable[[dict[str, Any], int], Elementwise] | None = None
+  any_operand: bool = False
   image: Callable[..., Any] | None = None
+  relaxation: str | None = None
+  continuous: bool = False
+  lipschitz: float | None = None

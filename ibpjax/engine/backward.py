@@ -90,10 +90,6 @@ class BackwardPass:
     """The perturbed operands of an equation, but predicates."""
     return [v for v in eqn.inputs if v.id in self.program.perturbed and jnp.issubdtype(v.dtype, jnp.floating)]
 
-  def affine_part(self) -> BackwardPass:
-    """The same pass, which ends at every equation that is not affine."""
-    return dataclasses.replace(self, steps={i: step for i, step in self.steps.items() if step.passage is None})
-
   def ends(self, value: Value) -> dict[int, Value]:
     """The values at which the functionals of a value may end."""
     found, passed = {value.id: value}, set[int]()
@@ -127,7 +123,9 @@ class BackwardPass:
           row = dataclasses.replace(row, coefficients=row.coefficients.astype(v.dtype))
           if v.id in rows:
             row = add(rows[v.id], row)
-            offset = offset - self._rounded(row, self._merged(v)).astype(offset.dtype)
+            if self.round_outward:
+              error = jnp.finfo(v.dtype).eps * magnitude(self.env[v.id])
+              offset = offset - _rounded(row, error).astype(offset.dtype)
           rows[v.id] = row
     return LinearFunctional(ends | rows, offset)
 
@@ -151,21 +149,8 @@ class BackwardPass:
                         else passage.pull_rows(whole()))
       pulled = [Dense(a) for a in arrays]
     if len(rows) == 1 and rows[0] is not None:
-      offset = offset - self._rounded(rows[0], error)
+      offset = offset - _rounded(rows[0], error)
     return pulled, offset
-
-  def _rounded(self, row: Row, error: Any) -> Any:
-    """How far rounding may move a bound, where the error of a coefficient 1 on each element is known."""
-    if error is None:
-      return jnp.zeros((), row.coefficients.dtype)
-    info = jnp.finfo(row.coefficients.dtype)  # coefficients that are too small to be kept count as if they were not
-    vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
-    at = row.cut(error, 0) if isinstance(row, Patch) else error
-    return dot(jnp.abs(row.coefficients), at) + vanished.astype(info.dtype)
-
-  def _merged(self, value: Value) -> Any:
-    """The error of the sum of two rows on a value."""
-    return jnp.finfo(value.dtype).eps * magnitude(self.env[value.id]) if self.round_outward else None
 
   @property
   def exact(self) -> bool:
@@ -208,3 +193,13 @@ class BackwardPass:
       radius += (len(ends) + 2) * info.eps * (jnp.abs(centre) + radius)
       radius += rounding_backward.steps(self.program) * info.tiny
     return Interval(centre - radius, centre + radius)
+
+
+def _rounded(row: Row, error: Any) -> Any:
+  """How far rounding may move a bound, where the error of a coefficient 1 on each element is known."""
+  if error is None:
+    return jnp.zeros((), row.coefficients.dtype)
+  info = jnp.finfo(row.coefficients.dtype)  # coefficients that are too small to be kept count as if they were not
+  vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
+  at = row.cut(error, 0) if isinstance(row, Patch) else error
+  return dot(jnp.abs(row.coefficients), at) + vanished.astype(info.dtype)

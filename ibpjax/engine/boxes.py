@@ -78,6 +78,12 @@ class Boxes:
     return [nan_to_unbounded(x, masks and v.id in self.masked) if is_set(x) else x
             for v, x in ((v, self.env[v.id]) for v in eqn.inputs)]
 
+  def reach(self, dtype: Any) -> dict[int, Any]:
+    """Id of a perturbed input -> its greatest absolute values, in float32, or float64 if that is `dtype` or its own."""
+    inputs = {v.id: self.env[v.id] for v in self.program.inputs if v.id in self.program.perturbed}
+    wide = jnp.float64 if jnp.float64 in (dtype, *(x.dtype for x in inputs.values())) else jnp.float32
+    return {i: rounding.magnitude(x).astype(wide) for i, x in inputs.items()}
+
   def relaxation(self, eqn: Equation, lines: Lines | None = None,
                  operands: Sequence[Any] | None = None) -> LinearRelaxation | None:
     """The planes of an equation over the boxes of its operands; None where these are its own box.

@@ -1,6 +1,7 @@
 """Bounds of each element of a value, from one functional an element, built when it is needed."""
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +115,7 @@ def _starts(back: BackwardPass, value: Value) -> LinearFunctional | None:
   """
   if back.round_outward:
     return None
-  plain = back.affine_part()
+  plain = dataclasses.replace(back, steps={i: step for i, step in back.steps.items() if step.passage is None})
   ends, weights, largest = plain.ends(value), 0, 0
   if value.id in ends:
     return None

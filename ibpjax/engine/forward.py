@@ -54,7 +54,7 @@ class ForwardBounds:
   def stored(self, value: Value) -> Form | PatchForm:
     """The form of a perturbed value, with coefficients for windows where that saves some."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
-      return self._box(value)
+      return self.box(value)
     for eqn in self._needed(value):
       self._add(eqn)
     if value.id not in self.made:  # an input
@@ -80,12 +80,12 @@ class ForwardBounds:
     zero = jnp.zeros(value.shape, value.dtype)
     return Form(Interval(a, a), Interval(zero, zero))
 
-  def _point(self, x: Any) -> Form:
+  def point(self, x: Any) -> Form:
     """The form of a known array."""
     zero = jnp.zeros((sum(v.size for v in self.inputs), *x.shape), x.dtype)
     return Form(Interval(zero, zero), Interval(x, x))
 
-  def _box(self, v: Value) -> Form:
+  def box(self, v: Value) -> Form:
     """A form of coefficients 0: the box of a value. Predicates have one that is 0, which nothing is multiplied by."""
     floating = jnp.issubdtype(v.dtype, jnp.floating)
     zero = jnp.zeros((sum(v.size for v in self.inputs), *v.shape), v.dtype if floating else self.inputs[0].dtype)
@@ -98,33 +98,28 @@ class ForwardBounds:
       return
     operands = [env[v.id] for v in eqn.inputs]
     if eqn.key is P.scan_p and self.boxes.lines is not constant and not self.boxes.round_outward:
-      self._scan(eqn)
+      self.made.update(zip((v.id for v in eqn.outputs), _scanned(self, eqn), strict=True))
       return
     linear = table.is_affine(eqn, flags)
     planes = None if linear else self.boxes.once(Boxes.relaxation, eqn)
     if planes is None and not linear:
-      self.made.update((v.id, self._box(v)) for v in eqn.outputs)
+      self.made.update((v.id, self.box(v)) for v in eqn.outputs)
       return
     forms = [self.stored(v) if p else None for v, p in zip(eqn.inputs, flags)]
     error = None
     if self.boxes.round_outward and len(eqn.outputs) == 1:
       sizes = [magnitude(x) if form is None else self.size(form) for x, form in zip(operands, forms)]
-      reach: Any = sum(map(jnp.sum, self._reach(eqn.outputs[0].dtype)))
+      reach: Any = sum(map(jnp.sum, self.root.boxes.reach(eqn.outputs[0].dtype).values()))
       error = of_forms(eqn, planes, operands, sizes, flags, env[eqn.outputs[0].id], reach)
     for v, form in zip(eqn.outputs, _pushed(eqn, planes, operands, forms), strict=True):
       if error is not None:
         form = dataclasses.replace(form, bias=Interval(form.bias.lower - error, form.bias.upper + error))
       self.made[v.id] = jax.tree.map(lambda x, v=v: x.astype(v.dtype), form)
 
-  def _reach(self, *dtypes: Any) -> list[Any]:
-    """The absolute values of the inputs, in float32, or in float64 if that is one of these dtypes or theirs."""
-    inputs = [self.root.boxes.env[v.id] for v in self.inputs]
-    wide = jnp.float64 if jnp.float64 in (*dtypes, *(x.dtype for x in inputs)) else jnp.float32
-    return [magnitude(x).astype(wide) for x in inputs]
-
   def size(self, form: Form | PatchForm) -> Any:
     """What the absolute values of the terms of a form sum to: an array of the shape and dtype of the value."""
-    dtype, reach = form.bias.dtype, self._reach(form.bias.dtype)
+    dtype = form.bias.dtype
+    reach = [*self.root.boxes.reach(dtype).values()]
     form = jax.tree.map(lambda a: a.astype(reach[0].dtype), form)
     if isinstance(form, PatchForm):
       sizes = jax.tree.map(lambda x: Interval(magnitude(x), magnitude(x)), form, is_leaf=is_set)
@@ -133,43 +128,6 @@ class ForwardBounds:
       whole = jnp.concatenate([x.ravel() for x in reach])
       found = jnp.tensordot(whole, magnitude(form.coefficients), 1) + magnitude(form.bias)
     return found.astype(dtype)
-
-  def _scan(self, eqn: Equation) -> None:
-    """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
-    body, = eqn.bodies
-    first, last = eqn.loop.first, eqn.loop.last
-    operands = control.lift(self.boxes.operands(eqn), body.inputs, body)
-
-    def floats(values, program):
-      return [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in values]
-
-    def enter(v, x):
-      return self.of(v) if v.id in self.boxes.program.perturbed else self._point(x.lower)
-    entered = [enter(v, x) if m else x for v, x, m in zip(eqn.inputs, operands, floats(body.inputs, body), strict=True)]
-    carried = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], self.boxes.program)
-
-    def step(carry, xs):
-      given = [*entered[:first], *carry, *xs]
-      made: dict[int, Form | PatchForm] = {
-          v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
-
-      def forms(boxes):
-        return ForwardBounds(boxes, made, self.root)
-      boxes = [self.concretise(x) if isinstance(x, Form) else x for x in given]
-      inner = IntervalPass(body, boxes, lines=self.boxes.lines, related=True,
-                           tighten=lambda boxes, v: forms(boxes).bound_elements(v))
-
-      def leave(v):
-        return forms(inner).of(v) if v.id in body.perturbed else self._point(jnp.asarray(inner.env[v.id]))
-      plain = [inner.env[v.id] for v in body.outputs]
-      plain[:last - first] = control.lift(plain[:last - first], body.inputs[first:last], body)
-      out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, carried, strict=True)]
-      return control.typed(out[:last - first], carry), out[last - first:]
-
-    carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.loop.length,
-                         reverse=eqn.loop.reverse)
-    for v, x in zip(eqn.outputs, [*carry, *_scanned_axis(ys, 0, 1)], strict=True):
-      self.made[v.id] = x if isinstance(x, Form) else self._box(v)
 
   def least(self, a: Any, bias: Any) -> Any:
     """The least of an affine function of the inputs, of coefficients (inputs,)."""
@@ -223,6 +181,44 @@ def _pushed(eqn: Equation, planes: Any, operands: list[Any],
       return [local if saves else local.dense()]
   whole = jax.vmap(push)(*(f.dense().coefficients for f in own))
   return [Form(a, b) for a, b in zip(whole, biases, strict=True)]
+
+
+def _scanned(outer: ForwardBounds, eqn: Equation) -> list[Form | PatchForm]:
+  """The forms of the outputs of a scan: one compiled loop, whose carry are forms."""
+  body, = eqn.bodies
+  first, last = eqn.loop.first, eqn.loop.last
+  operands = control.lift(outer.boxes.operands(eqn), body.inputs, body)
+
+  def floats(values, program):
+    return [v.id in program.perturbed and jnp.issubdtype(v.dtype, jnp.floating) for v in values]
+
+  def enter(v, x):
+    return outer.of(v) if v.id in outer.boxes.program.perturbed else outer.point(x.lower)
+  entered = [enter(v, x) if m else x for v, x, m in zip(eqn.inputs, operands, floats(body.inputs, body), strict=True)]
+  carried = floats(body.inputs[first:last], body) + floats(eqn.outputs[last - first:], outer.boxes.program)
+
+  def step(carry, xs):
+    given = [*entered[:first], *carry, *xs]
+    made: dict[int, Form | PatchForm] = {
+        v.id: x for v, x in zip(body.inputs, given, strict=True) if isinstance(x, Form)}
+
+    def forms(boxes):
+      return ForwardBounds(boxes, made, outer.root)
+    boxes = [outer.concretise(x) if isinstance(x, Form) else x for x in given]
+    inner = IntervalPass(body, boxes, lines=outer.boxes.lines, related=True,
+                         tighten=lambda boxes, v: forms(boxes).bound_elements(v))
+
+    def leave(v):
+      return forms(inner).of(v) if v.id in body.perturbed else outer.point(jnp.asarray(inner.env[v.id]))
+    plain = [inner.env[v.id] for v in body.outputs]
+    plain[:last - first] = control.lift(plain[:last - first], body.inputs[first:last], body)
+    out = [leave(v) if w else x for v, x, w in zip(body.outputs, plain, carried, strict=True)]
+    return control.typed(out[:last - first], carry), out[last - first:]
+
+  carry, ys = lax.scan(step, entered[first:last], _scanned_axis(entered[last:], 1, 0), length=eqn.loop.length,
+                       reverse=eqn.loop.reverse)
+  return [x if isinstance(x, Form) else outer.box(v)
+          for v, x in zip(eqn.outputs, [*carry, *_scanned_axis(ys, 0, 1)], strict=True)]
 
 
 def _scanned_axis(xs: list[Any], source: int, destination: int) -> list[Any]:

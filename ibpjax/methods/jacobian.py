@@ -20,12 +20,6 @@ from ibpjax.methods.ibp import ibp
 from ibpjax.primitives import table
 from ibpjax.primitives.registration import elementwise_call_p
 
-# Continuous, with derivatives (almost everywhere) that are those of their values, beside affine operations and
-# functions of each element.
-_CONTINUOUS = frozenset({
-    P.mul_p, P.div_p, P.dot_general_p, P.conv_general_dilated_p, P.clamp_p, P.reduce_max_p, P.reduce_min_p,
-    P.reduce_prod_p, P.stop_gradient_p})
-
 
 def jacobian_bounds(f: Callable, *, argnum: int = -1, method: Callable[..., Callable] = ibp) -> Callable:
   """Bounds of the Jacobian of `f` in one of its arguments, over a set of these.
@@ -215,7 +209,7 @@ def _check(program: Program) -> None:
       _check(eqn.key.body)
     elif eqn.key is P.scan_p:
       _check(eqn.bodies[0])
-    elif not (table.is_affine(eqn, flags) or eqn.key in _CONTINUOUS or isinstance(eqn.key, Composite)
+    elif not (table.is_affine(eqn, flags) or table.of(eqn).continuous or isinstance(eqn.key, Composite)
               or _is_pooling(eqn) or _in_table(eqn, flags)):
       raise unsupported(eqn, 'may jump, or has another derivative than that of its values: its Jacobian bounds no '
                              'differences. Write it with continuous operations, jnp.maximum in the place of tests')

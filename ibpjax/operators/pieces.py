@@ -15,9 +15,6 @@ from ibpjax.operators.declared import declared_constant
 from ibpjax.primitives import table
 from ibpjax.rules import affine
 
-# Elementwise functions of one array: their greatest slopes.
-SLOPES = {P.abs_p: 1., P.tanh_p: 1., P.sin_p: 1., P.cos_p: 1., P.logistic_p: .25, P.erf_p: 2 / np.pi ** .5,
-          P.clamp_p: 1., P.stop_gradient_p: 1.}
 _EXTREMES = (P.max_p, P.min_p)
 
 
@@ -143,8 +140,8 @@ def constant(eqn: Equation, flags: Sequence[bool]) -> float:
     case P.jit_p if flags == [True, *[False] * (len(flags) - 1)] and len(eqn.outputs) == 1:
       if (declared := declared_constant(eqn.params)) is not None:
         return declared
-    case p if p in SLOPES and sum(flags) == 1 and (p is not P.clamp_p or flags[1]):
-      return SLOPES[p]
+    case p if (known := table.of(eqn).lipschitz) is not None and sum(flags) == 1 and (p is not P.clamp_p or flags[1]):
+      return known
   raise unsupported(eqn, 'has no Lipschitz constant here. Write it with affine operations, maxima, minima, absolute '
                          'values, sorts, pooling by maxima, tanh, sigmoid, sin, cos, erf')
 

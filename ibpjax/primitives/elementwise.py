@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core import versions
-from ibpjax.core.row import EXACT, OWN, Elementwise, Row, kinks
+from ibpjax.core.row import EXACT, GREATER, OWN, Elementwise, Row, kinks
 from ibpjax.core.sets import Interval
 from ibpjax.primitives.nonlinear import power
 
@@ -267,23 +267,28 @@ def _hard_silu(k: Any) -> Sequence[Any]:
   return 3 * k - 1.5, jnp.full_like(k, -3), jnp.full_like(k, 3)
 
 
-def _periodic(function: Elementwise) -> Row:
+def _periodic(function: Elementwise, lipschitz: float | None = None) -> Row:
   """The row of a function that has no limit at infinity."""
-  return Row(accuracy=OWN, elementwise=function, undefined_at_infinity=True)
+  return Row(accuracy=OWN, elementwise=function, undefined_at_infinity=True, lipschitz=lipschitz)
 
 
-_EXTREME = Row(accuracy=EXACT, monotone=True, selects=True, keeps_unknown=True, elementwise=Elementwise(
-    at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0))
+def _steepest(function: Elementwise, lipschitz: float) -> Row:
+  """The row of a function whose greatest slope is known."""
+  return Row(accuracy=OWN, elementwise=function, lipschitz=lipschitz)
+
+
+_EXTREME = Row(accuracy=EXACT, monotone=True, selects=True, keeps_unknown=True, relaxation=GREATER, any_operand=True,
+               elementwise=Elementwise(at_known, trend=1, critical_is_trained=True, bent_once=True, roundings=0))
 
 # How far functions may be off: at least twice the most that XLA's CPU code was seen to be (jaxlib 0.10.2), over all
 # exponents and beside zeros, poles, kinks and ends of domains; within 4 units where 16 are stated.
 _STATED: dict[Any, Function | Row] = {   # a Row where more is known than how the function bends
     P.max_p: _EXTREME,
     P.min_p: _EXTREME,
-    P.abs_p: Row(accuracy=EXACT, keeps_unknown=True, elementwise=kinks(0., roundings=0)),
+    P.abs_p: Row(accuracy=EXACT, keeps_unknown=True, elementwise=kinks(0., roundings=0), lipschitz=1.),
     P.square_p: Elementwise(lambda k: (k / 2,), stationary=(0.,), roundings=16),
     P.integer_pow_p: _integer_pow,
-    P.pow_p: Row(accuracy=512., elementwise=_pow, image=power),
+    P.pow_p: Row(accuracy=512., elementwise=_pow, any_operand=True, image=power),
     P.exp_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
     P.exp2_p: Elementwise(lambda k: (jnp.log2(_positive(k / _LOG2)),), trend=1, roundings=(256, 2048)),
     P.expm1_p: Elementwise(lambda k: (jnp.log(_positive(k)),), trend=1, roundings=16),
@@ -294,8 +299,8 @@ _STATED: dict[Any, Function | Row] = {   # a Row where more is known than how th
     P.rsqrt_p: Elementwise(lambda k: (_positive(-2 * k) ** (-2 / 3),), trend=-1, domain=(0., np.inf), roundings=16),
     P.cbrt_p: Elementwise(lambda k: (*_both((3 * _positive(k)) ** -1.5), jnp.zeros_like(k)), trend=1,
                           steep=lambda v: v == 0, roundings=16, vanished=5e22),  # XLA's is -5.6e-16 at 1e-40
-    P.sin_p: _periodic(Elementwise(_sine, stationary=(np.pi / 2, -np.pi / 2), period=2 * np.pi, roundings=16)),
-    P.cos_p: _periodic(Elementwise(_cosine, stationary=(0., np.pi), period=2 * np.pi, roundings=16)),
+    P.sin_p: _periodic(Elementwise(_sine, stationary=(np.pi / 2, -np.pi / 2), period=2 * np.pi, roundings=16), 1.),
+    P.cos_p: _periodic(Elementwise(_cosine, stationary=(0., np.pi), period=2 * np.pi, roundings=16), 1.),
     P.tan_p: _periodic(Elementwise(_tangent, stationary=(), pole=np.pi / 2, period=np.pi, roundings=64)),
     P.sinh_p: Elementwise(lambda k: _both(jnp.arccosh(jnp.maximum(k, 1.))), trend=1, roundings=(128, 1024)),
     P.cosh_p: Elementwise(lambda k: (jnp.arcsinh(k),), stationary=(0.,), roundings=(128, 1024)),
@@ -307,11 +312,11 @@ _STATED: dict[Any, Function | Row] = {   # a Row where more is known than how th
     P.acos_p: Elementwise(lambda k: _both(jnp.sqrt(1 - 1 / jnp.maximum(-k, 1.) ** 2)), trend=-1, domain=(-1., 1.),
                           roundings=16),
     P.atan_p: Elementwise(_atan, trend=1, roundings=16),
-    P.erf_p: Elementwise(lambda k: _both(_bell(k)), trend=1, roundings=16),
+    P.erf_p: _steepest(Elementwise(lambda k: _both(_bell(k)), trend=1, roundings=16), 2 / np.pi ** .5),
     P.erfc_p: Elementwise(lambda k: _both(_bell(-k)), trend=-1, roundings=(256, 2048)),
     P.erf_inv_p: Elementwise(_erf_inv, trend=1, domain=(-1., 1.), roundings=(256, 4e6)),
-    P.tanh_p: Elementwise(_tanh, trend=1, roundings=16),
-    P.logistic_p: Elementwise(_logistic, trend=1, roundings=16),
+    P.tanh_p: _steepest(Elementwise(_tanh, trend=1, roundings=16), 1.),
+    P.logistic_p: _steepest(Elementwise(_logistic, trend=1, roundings=16), .25),
     jax.nn.softplus: Elementwise(_logit, trend=1, roundings=16),
     jax.nn.leaky_relu: kinks(0., roundings=4),  # the negative slope may be negative: no trend
     jax.nn.elu: Elementwise(_elu, roundings=16),

@@ -5,6 +5,7 @@ selection, casts.
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,24 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 from ibpjax.core.program import Equation, rebind, unsupported
-from ibpjax.core.row import CONTRACTED, EXACT, INCREASING, MOVES, OWN, PRODUCTS, SCALED, SUMS, WHOLE, Row
+from ibpjax.core.row import (
+  BILINEAR,
+  CASES,
+  CONTRACTED,
+  EXACT,
+  GREATEST,
+  IDENTITY,
+  INCREASING,
+  MOVES,
+  OWN,
+  PRODUCT,
+  PRODUCTS,
+  QUOTIENT,
+  SCALED,
+  SUMS,
+  WHOLE,
+  Row,
+)
 from ibpjax.core.sets import Interval, around, as_interval, centre_radius, hull, is_set, unbounded
 from ibpjax.primitives import integers, reductions
 from ibpjax.primitives.reductions import corners, ends
@@ -199,30 +217,37 @@ def exclusive_or(eqn: Equation, operands: Sequence[Any]) -> Interval:
   return _not(_equal(*map(as_interval, operands)))
 
 
-_GREATEST = Row(accuracy=EXACT, monotone=True, many=True, selects=True)   # or least, of many
+_RUNNING = Row(accuracy=EXACT, monotone=True, many=True, selects=True)   # the greatest or least so far
+_GREATEST = dataclasses.replace(_RUNNING, relaxation=GREATEST)
+_REDUCED = dataclasses.replace(_GREATEST, continuous=True)
+_CONTRACTION = Row(affine=CONTRACTED, accuracy=SUMS, image=contraction, relaxation=BILINEAR, continuous=True)
 _JUMPS = Row(accuracy=EXACT, monotone=True)
 _LOGIC = Row(accuracy=WHOLE, monotone=True)
 
 ROWS: dict[Any, Row] = {
     # Affine in one operand where the others are known.
-    P.mul_p: Row(affine=SCALED, accuracy=SUMS, image=product, undefined_at_infinity=True),
-    P.div_p: Row(affine=SCALED, accuracy=SUMS, control=slice(1, None), image=quotient, undefined_at_infinity=True),
-    P.dot_general_p: Row(affine=CONTRACTED, accuracy=SUMS, image=contraction),
-    P.conv_general_dilated_p: Row(affine=CONTRACTED, accuracy=SUMS, image=contraction),
-    P.select_n_p: Row(affine=INCREASING, accuracy=EXACT, control=slice(0, 1), places=True, image=selection),
+    P.mul_p: Row(affine=SCALED, accuracy=SUMS, image=product, undefined_at_infinity=True, relaxation=PRODUCT,
+                 continuous=True),
+    P.div_p: Row(affine=SCALED, accuracy=SUMS, control=slice(1, None), image=quotient, undefined_at_infinity=True,
+                 relaxation=QUOTIENT, continuous=True),
+    P.dot_general_p: _CONTRACTION,
+    P.conv_general_dilated_p: _CONTRACTION,
+    P.select_n_p: Row(affine=INCREASING, accuracy=EXACT, control=slice(0, 1), places=True, image=selection,
+                      relaxation=CASES),
     P.convert_element_type_p: Row(affine=INCREASING, accuracy=EXACT, image=cast),
-    P.stop_gradient_p: Row(accuracy=MOVES, image=stop_gradient),
+    P.stop_gradient_p: Row(accuracy=MOVES, image=stop_gradient, relaxation=IDENTITY, continuous=True, lipschitz=1.),
     P.atan2_p: Row(accuracy=16., image=angle),
     # Of many elements.
-    P.reduce_max_p: _GREATEST,
-    P.reduce_min_p: _GREATEST,
+    P.reduce_max_p: _REDUCED,
+    P.reduce_min_p: _REDUCED,
     P.reduce_window_max_p: _GREATEST,
     P.reduce_window_min_p: _GREATEST,
-    P.cummax_p: _GREATEST,
-    P.cummin_p: _GREATEST,
+    P.cummax_p: _RUNNING,
+    P.cummin_p: _RUNNING,
     P.sort_p: Row(accuracy=EXACT, many=True, selects=True, image=reductions.sort),
     P.top_k_p: Row(accuracy=EXACT, image=reductions.top_k),
-    P.reduce_prod_p: Row(accuracy=PRODUCTS, many=True, undefined_at_infinity=True, image=reductions.reduce_prod),
+    P.reduce_prod_p: Row(accuracy=PRODUCTS, many=True, undefined_at_infinity=True, image=reductions.reduce_prod,
+                         continuous=True),
     P.cumprod_p: Row(accuracy=PRODUCTS, many=True, undefined_at_infinity=True, image=reductions.cumprod),
     P.cumlogsumexp_p: Row(accuracy=OWN, many=True, image=ends),
     P.scatter_p: Row(accuracy=EXACT, places=True, image=reductions.scatter),
@@ -231,7 +256,7 @@ ROWS: dict[Any, Row] = {
     P.scatter_max_p: Row(accuracy=EXACT, monotone=True, many=True),
     P.scatter_min_p: Row(accuracy=EXACT, monotone=True, many=True),
     # Jumps.
-    P.clamp_p: _JUMPS,
+    P.clamp_p: Row(accuracy=EXACT, monotone=True, continuous=True, lipschitz=1.),
     P.floor_p: _JUMPS,
     P.ceil_p: _JUMPS,
     P.round_p: _JUMPS,

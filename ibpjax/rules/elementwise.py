@@ -17,14 +17,12 @@ from ibpjax.primitives import table
 from ibpjax.rules.slopes import Alpha, Lines, with_gradient_of
 from ibpjax.xla.materialize import materialize
 
-# Rows that bound one perturbed operand wherever it stands; of the others, the first.
-_ANY_SLOT = frozenset({P.max_p, P.min_p, P.pow_p})
-
 
 def row(eqn: Equation, slot: int) -> Elementwise | None:
   """What the table states about an equation whose operand number `slot` alone is perturbed."""
-  found = table.of(eqn).elementwise
-  if slot and eqn.key not in _ANY_SLOT:
+  facts = table.of(eqn)
+  found = facts.elementwise
+  if slot and not facts.any_operand:
     return None
   return found if found is None or isinstance(found, Elementwise) else found(eqn.params, slot)
 

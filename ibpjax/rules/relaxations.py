@@ -20,7 +20,9 @@ from ibpjax.composites.univariate import Bounds, Univariate
 from ibpjax.core.composite import Composite
 from ibpjax.core.products import times
 from ibpjax.core.program import Equation, evaluate, rebind
+from ibpjax.core.row import BILINEAR, CASES, GREATER, GREATEST, IDENTITY, PRODUCT, QUOTIENT
 from ibpjax.core.sets import Interval, as_interval, centre_radius, is_set
+from ibpjax.primitives import table
 from ibpjax.rules.elementwise import best_lines, enclose, enclosing, reciprocal, relu, row, square
 from ibpjax.rules.planes import LinearRelaxation, Maps, Slopes
 from ibpjax.rules.slopes import Lines
@@ -46,8 +48,8 @@ def planes(eqn: Equation, operands: Sequence[Any], lines: Lines, bounds: Bounds,
     return _linearised(eqn.key, operands)
   if isinstance(eqn.key, Univariate):
     return _of_one_value(eqn.key, operands, lines, bounds, u)
-  rule = TABLE.get(eqn.key)
-  if rule is not None and (found := rule(eqn, operands, lines)) is not None:
+  kind = table.of(eqn).relaxation
+  if kind is not None and (found := RULES[kind](eqn, operands, lines)) is not None:
     return found
   slots = [i for i, x in enumerate(operands) if is_set(x)]
   if len(slots) == 1 and row(eqn, slots[0]) is not None:
@@ -282,17 +284,6 @@ def _identity(eqn: Equation, operands: Sequence[Any], lines: Lines) -> Slopes:
 
 
 Rule = Callable[[Equation, Sequence[Any], Lines], LinearRelaxation | None]
-TABLE: dict[Any, Rule] = {
-    P.mul_p: _product,
-    P.div_p: _quotient,
-    P.dot_general_p: _contraction,
-    P.conv_general_dilated_p: _contraction,
-    P.max_p: _maximum,
-    P.min_p: _maximum,
-    P.reduce_max_p: _greatest,
-    P.reduce_min_p: _greatest,
-    P.reduce_window_max_p: _greatest,
-    P.reduce_window_min_p: _greatest,
-    P.stop_gradient_p: _identity,
-    P.select_n_p: _selected,
-}
+RULES: dict[str, Rule] = {
+    PRODUCT: _product, QUOTIENT: _quotient, BILINEAR: _contraction, GREATER: _maximum, GREATEST: _greatest,
+    CASES: _selected, IDENTITY: _identity}

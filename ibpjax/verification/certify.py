@@ -107,28 +107,7 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
 
   Source: Gowal et al. 2018; Zhang et al. 2020; Lyu et al. 2021; Xu et al. 2021.
   """
-  if (reason := EXPECTED if method in ('etb', etb) else why_unsound(method)) is not None:
-    raise TypeError(f'{method} certifies nothing: {reason}. Certificates can be computed by {", ".join(METHODS)}')
-  if method not in METHODS:
-    raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
-  if norm not in NORMS:
-    raise ValueError(f'norm is {norm!r}; it is one of {", ".join(NORMS)}')
-  xs = jnp.asarray(xs)
-  if not jnp.issubdtype(xs.dtype, jnp.floating):
-    raise TypeError(f'xs has dtype {xs.dtype}: convert images to floats first, e.g. xs.astype(jnp.float32) / 255')
-  if mesh is not None and len(mesh.axis_names) not in (1, 2):
-    raise ValueError(f'mesh has axes {mesh.axis_names}; examples are cut along the first, rows along a second one')
-  check_eps(eps)
-  if jnp.shape(eps) not in ((), xs.shape[:1]):
-    raise ValueError(f'eps has shape {jnp.shape(eps)} for {len(xs)} examples: give one radius, or one for each')
-  if clip is not None:
-    if concrete(eps) and norm == 'linf' and np.any(
-        rounded(eps, xs.dtype, UP) > rounded(clip[1] - clip[0], xs.dtype, UP)):
-      raise ValueError(f'eps is {eps}, more than the whole range {clip} of the inputs: give it in their units '
-                       '(8/255 and not 8)')
-    if concrete(xs) and not np.all((np.asarray(xs) >= clip[0]) & (np.asarray(xs) <= clip[1])):
-      raise ValueError(f'xs has values in [{np.min(xs)}, {np.max(xs)}], outside of clip = {clip}: scale the inputs or '
-                       'widen clip')
+  xs = _checked(xs, eps, norm, clip, method, mesh)
   code, result = evaluated(f, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), allow_random)
   classes = result.shape
   if len(classes) != 1:
@@ -154,6 +133,33 @@ def certify(f: Callable, params: Any, xs: Any, spec: Any, eps: Any, *, norm: str
     raise RuntimeError('a lower bound is greater than the value at the example itself: this bound is wrong. Please '
                        'report it with the function and the inputs')
   return certificate
+
+
+def _checked(xs: Any, eps: Any, norm: str, clip: tuple[float, float] | None, method: str, mesh: Mesh | None) -> Any:
+  """The examples as an array, or an error for an argument that is no good."""
+  if (reason := EXPECTED if method in ('etb', etb) else why_unsound(method)) is not None:
+    raise TypeError(f'{method} certifies nothing: {reason}. Certificates can be computed by {", ".join(METHODS)}')
+  if method not in METHODS:
+    raise ValueError(f'method is {method!r}; certificates can be computed by {", ".join(METHODS)}')
+  if norm not in NORMS:
+    raise ValueError(f'norm is {norm!r}; it is one of {", ".join(NORMS)}')
+  xs = jnp.asarray(xs)
+  if not jnp.issubdtype(xs.dtype, jnp.floating):
+    raise TypeError(f'xs has dtype {xs.dtype}: convert images to floats first, e.g. xs.astype(jnp.float32) / 255')
+  if mesh is not None and len(mesh.axis_names) not in (1, 2):
+    raise ValueError(f'mesh has axes {mesh.axis_names}; examples are cut along the first, rows along a second one')
+  check_eps(eps)
+  if jnp.shape(eps) not in ((), xs.shape[:1]):
+    raise ValueError(f'eps has shape {jnp.shape(eps)} for {len(xs)} examples: give one radius, or one for each')
+  if clip is not None:
+    if concrete(eps) and norm == 'linf' and np.any(
+        rounded(eps, xs.dtype, UP) > rounded(clip[1] - clip[0], xs.dtype, UP)):
+      raise ValueError(f'eps is {eps}, more than the whole range {clip} of the inputs: give it in their units '
+                       '(8/255 and not 8)')
+    if concrete(xs) and not np.all((np.asarray(xs) >= clip[0]) & (np.asarray(xs) <= clip[1])):
+      raise ValueError(f'xs has values in [{np.min(xs)}, {np.max(xs)}], outside of clip = {clip}: scale the inputs or '
+                       'widen clip')
+  return xs
 
 
 @functools.partial(RightJit, static_argnames=('f', 'code', 'norm', 'clip', 'labelled', 'method', 'intersect', 'mesh'))
