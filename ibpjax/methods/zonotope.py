@@ -92,10 +92,9 @@ def bound_elements(boxes: Boxes, value: Value, forms: dict[int, Zonotope]) -> In
     return boxes.backward.concretise(LinearFunctional(rows, bias))
   own = {i: a.reshape(len(a), -1) for i, a in form.coefficients.items() if i in inputs}
   found = jax.tree.map(lambda a: a.reshape(value.shape), jax.vmap(range_, (0, -1))(form.bias.ravel(), own))
-  symbols = [a for i, a in form.coefficients.items() if i not in inputs]
-  spread = form.slack + sum(jnp.abs(a).sum(0) for a in symbols)
+  spread = form.slack + sum(jnp.abs(a).sum(0) for i, a in form.coefficients.items() if i not in inputs)
   if boxes.round_outward:
-    info, count = jnp.finfo(value.dtype), sum(map(len, symbols)) + 8
+    info, count = jnp.finfo(value.dtype), sum(map(len, form.coefficients.values())) + 8
     spread += 2 * gamma(count, float(info.eps)) * (spread + magnitude(found)) + count * least_kept(value.dtype)
   known, box = jnp.isfinite(form.slack), boxes.env[value.id]
   return Interval(jnp.where(known, found.lower - spread, box.lower), jnp.where(known, found.upper + spread, box.upper))
@@ -104,22 +103,25 @@ def bound_elements(boxes: Boxes, value: Value, forms: dict[int, Zonotope]) -> In
 def _through(boxes: Boxes, eqn: Equation, forms: dict[int, Zonotope]) -> list[Zonotope]:
   """The zonotopes of the outputs of an equation."""
   operands, flags = boxes.operands(eqn), [v.id in boxes.program.perturbed for v in eqn.inputs]
-  own = {i: forms[v.id] for i, v in enumerate(eqn.inputs) if flags[i]}
+  linear = table.is_affine(eqn, flags)
+  planes: Any = None if linear else boxes.once(Boxes.relaxation, eqn)
+  if planes is None and not linear:
+    return [_with_symbols(v, boxes.env[v.id], Zonotope(0., 0., {})) for v in eqn.outputs]
+  out = eqn.outputs[0]
+  zeros = [jnp.zeros(v.shape, out.dtype) for v in eqn.inputs]  # a predicate is nothing that a line is multiplied by
+  own = {i: forms[v.id] if jnp.issubdtype(v.dtype, jnp.floating) else Zonotope(zeros[i], zeros[i], {})
+         for i, v in enumerate(eqn.inputs) if flags[i]}
   slacks = {i: Interval(-x.slack, x.slack) for i, x in own.items()}
-  planes = None
-  if table.is_affine(eqn, flags):
+  if linear:
     def push(*xs):
       return affine.push_linear(eqn, operands, dict(zip(own, xs)))
     biases = affine.run(eqn, *(own[i].bias if i in own else x for i, x in enumerate(operands)))
     off = affine.push_forward(eqn, operands, slacks)
-  elif (planes := boxes.once(Boxes.relaxation, eqn)) is not None:
+  else:
     line, rest = middle(planes, [operands[i] for i in own])
     def push(*xs):
       return [line(*xs)]
     biases, off = push(*(x.bias for x in own.values())), [planes.push([*slacks.values()])]
-  else:
-    return [_with_symbols(v, boxes.env[v.id], Zonotope(0., 0., {})) for v in eqn.outputs]
-
   def coefficients(i):  # of a zonotope that lacks them, 0
     count = next(len(x.coefficients[i]) for x in own.values() if i in x.coefficients)
     return jax.vmap(push)(*(x.coefficients.get(i, jnp.zeros((count, *x.bias.shape), x.bias.dtype))
@@ -127,11 +129,9 @@ def _through(boxes: Boxes, eqn: Equation, forms: dict[int, Zonotope]) -> list[Zo
   moved = {i: coefficients(i) for i in dict.fromkeys(i for x in own.values() for i in x.coefficients)}
   found = [Zonotope(bias, jnp.where(jnp.isnan(x.upper), jnp.inf, jnp.maximum(x.upper, -x.lower)),
                     {i: a[k] for i, a in moved.items()}) for k, (bias, x) in enumerate(zip(biases, off, strict=True))]
-  out = eqn.outputs[0]
   if boxes.round_outward and len(eqn.outputs) == 1:
     reach = boxes.reach(out.dtype)
-    sizes = [own[i].size(reach).astype(v.dtype) if i in own and jnp.issubdtype(v.dtype, jnp.floating)
-             else magnitude(x) for i, (v, x) in enumerate(zip(eqn.inputs, operands))]
+    sizes = [own[i].size(reach).astype(own[i].bias.dtype) if i in own else magnitude(x) for i, x in enumerate(operands)]
     most: Any = sum(x.sum() for x in reach.values()) + sum(map(len, found[0].coefficients.values()))
     error = of_forms(eqn, planes, operands, sizes, flags, boxes.env[out.id], most)
     found = found if error is None else [dataclasses.replace(found[0], slack=found[0].slack + error)]
@@ -143,7 +143,7 @@ def _through(boxes: Boxes, eqn: Equation, forms: dict[int, Zonotope]) -> list[Zo
 def _with_symbols(v: Value, x: Interval, form: Zonotope) -> Zonotope:
   """A zonotope and an interval, added: finite elements of the interval have a symbol each."""
   if not jnp.issubdtype(v.dtype, jnp.floating):
-    return Zonotope(jnp.zeros(v.shape, v.dtype), jnp.zeros(v.shape, v.dtype), {})
+    return form
   centre, radius = centre_radius(x)
   kept = jnp.where(jnp.isfinite(radius), radius, 0).ravel()
   return Zonotope(form.bias + centre, form.slack + jnp.where(jnp.isfinite(radius), 0, jnp.inf),
