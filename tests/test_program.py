@@ -1,4 +1,5 @@
 """Tracing: what is entered, what stays whole, which line is named, how often a function is traced."""
+import functools
 import inspect
 
 import jax
@@ -9,6 +10,7 @@ from checks import holds, leaves, samples
 from flax import nnx
 from interpreted import interpreted
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import ibpjax
 from ibpjax import Interval, LpBall, crown, ibp, lbp, linf_ball
@@ -203,6 +205,19 @@ def test_intermediates_can_be_read_replaced_and_handed_in_again():
   for bad in ({first: Interval(jnp.zeros(9), jnp.ones(9))}, {999: BOX}):
     with pytest.raises(ValueError, match='belong to another function'):
       ibp(f, intermediate=ibpjax.Intermediates(bad))(BOX)
+
+
+@pytest.mark.parametrize('method', [ibp, ibpjax.crown, ibpjax.zonotope])
+def test_names_for_checkpoints_change_nothing(method):
+  """Alone finds a name that hides a normalisation: the bounds of its steps are many times wider."""
+  def norm(x, name):
+    y = name(x - x.mean())
+    return y * jax.lax.rsqrt(name((y * y).mean()) + 1e-5)
+  named, plain = (interpreted(method(functools.partial(norm, name=name)))(BOX) for name in (
+      lambda x: checkpoint_name(x, 'kept'), lambda x: x))
+  np.testing.assert_array_equal(named.lower, plain.lower)
+  np.testing.assert_array_equal(named.upper, plain.upper)
+  assert np.isfinite(named.width).all()
 
 
 def test_dead_code_needs_no_rule():
