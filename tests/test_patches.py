@@ -1,4 +1,5 @@
 """Convolutions of windows that do not overlap: their derivatives, batches and bounds are those of JAX's own."""
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,8 +40,7 @@ def test_derivatives(sides, window):
     batched = jax.vmap(jax.grad(loss, (0, 1)), (0, None))(drawn_batch, kernel)
     return by_both, jax.jvp(loss, (x, kernel), tangents)[1], twice, alone, batched
   drawn_batch = drawn(3, *x.shape)
-  for a, b in zip(jax.tree.leaves(jax.jit(lambda: all_of(patches))()), jax.tree.leaves(all_of(reference)), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-11)
+  chex.assert_trees_all_close(jax.jit(lambda: all_of(patches))(), all_of(reference), atol=1e-11)
   assert jnp.abs(jax.jvp(patches, (x, kernel), tangents)[1]).max() > .1
 
 
@@ -68,8 +68,7 @@ def test_bounds_and_norms_through_them():
                    conv_general_dilated=as_convolution, rngs=nnx.Rngs(0))
   x = drawn(5, 4, 3).astype(jnp.float32)
   f, g = lambda x: layer(x[None])[0], lambda x: reference(x[None], layer.kernel[...])[0]
-  for a, b in zip(jax.tree.leaves(ibp(f)(linf_ball(x, .1))), jax.tree.leaves(ibp(g)(linf_ball(x, .1))), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-6)
+  chex.assert_trees_all_close(ibp(f)(linf_ball(x, .1)), ibp(g)(linf_ball(x, .1)), atol=1e-6)
   bound = lipschitz(f)(x)
   assert bound.kind == 'exact'
   np.testing.assert_allclose(bound.value, np.linalg.norm(layer.kernel[...].reshape(-1, 4), 2), rtol=2e-6)

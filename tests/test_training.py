@@ -1,6 +1,7 @@
 """Losses, schedules, batch norm and the training step, against numbers worked out elsewhere."""
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,8 +179,7 @@ def test_at_kappa_zero_the_natural_loss_is_only_measured():
     compiled = step.lower(state, (IMAGES, LABELS), KEY).compile()
     return compiled(state, (IMAGES, LABELS), KEY), compiled.cost_analysis()['flops']
   (one, cost), (other, more) = done(training.tied(lambda s: .02, .02, 0., 0.)), done(training.linear(1., 5, 5))
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-5)
   assert cost < .95 * more
   assert float(one[1]['natural']) > 0
 
@@ -253,8 +253,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(options):
   """With batch normalisation too: statistics, and the gradients through them, are those of the whole batch."""
   (one, state), (four, _) = (step_of(normalised(), optax.sgd(.1), accumulate=parts, **options) for parts in (1, 4))
   (after, seen), (same, metrics) = (step(state, (IMAGES, LABELS), KEY) for step in (one, four))
-  for a, b in zip(jax.tree.leaves((after, seen)), jax.tree.leaves((same, metrics)), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_close((after, seen), (same, metrics), rtol=1e-4, atol=1e-5)
   with pytest.raises(ValueError, match='it must divide them'):
     step_of(normalised(), accumulate=3)[0](state, (IMAGES, LABELS), KEY)
 

@@ -1,6 +1,7 @@
 """Bounds compose: jit, vmap, grad, sharding, Flax both ways, perturbed parameters, lp balls."""
 import functools
 
+import chex
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,18 @@ def check(bounds, f, box, relative=1e-5):
 
 def shrunk_to_nothing(bounds):
   return jax.tree.map(lambda b: Interval(b.centre, b.centre), bounds, is_leaf=is_interval)
+
+
+class Variants(chex.TestCase):
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_a_bound_is_the_same_compiled_and_not(self):
+    """Alone finds a method that looks at values where there are some, and goes another way."""
+    w, x = jnp.asarray([[1., -2.], [.5, 1.]]), jnp.asarray([.3, -.2])
+    for method in (ibp, lbp, crown, ibpjax.zonotope):
+      bound = self.variant(method(lambda x: jax.nn.relu(w @ x)))(linf_ball(x, .5))
+      expected = interpreted(method(lambda x: jax.nn.relu(w @ x)))(linf_ball(x, .5))
+      chex.assert_trees_all_close((bound.lower, bound.upper), (expected.lower, expected.upper), atol=1e-6)
 
 
 def test_nnx_module_as_argument_closure_and_split_merge():

@@ -1,9 +1,9 @@
 """Values in, values out: no result depends on what was called before; bounds, slopes are values that go in and out."""
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from checks import box_around, contains, holds, leaves, samples
 from interpreted import interpreted
@@ -53,17 +53,14 @@ def test_no_result_depends_on_the_order_of_calls():
   runs['certify'] = functools.partial(CALLS['certify'], logits)
   forward = {name: run() for name, run in runs.items()}
   backward = {name: run() for name, run in reversed(runs.items())}
-  for name in runs:
-    for a, b in zip(jax.tree.leaves(forward[name]), jax.tree.leaves(backward[name]), strict=True):
-      np.testing.assert_array_equal(a, b, err_msg=name)
+  chex.assert_trees_all_equal(forward, backward)
 
 
 @pytest.mark.parametrize('method', ['crown', 'crown-ibp', 'lbp'])
 def test_linear_bounds_in_chunks(method):
   """Alone finds planes that are computed first inside of a loop over rows, where they cannot leave it."""
   whole, parts = (jax.jit(linear_bounds(relu_network, method=method, chunk=chunk))(PARAMS, BOX) for chunk in (None, 1))
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  chex.assert_trees_all_close(whole, parts, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('method', [crown, functools.partial(alpha_crown, steps=1), ibp])
