@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ibpjax import Interval, LpBall, certified_radius, certify, ibp, linf_ball, lp_ball
+from ibpjax.core.directed import converted
 
 pytestmark = pytest.mark.optimized
 DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16, np.float16]
@@ -108,6 +109,18 @@ def test_ends_of_intervals_of_higher_precision_are_rounded_outward():
     for bound in (of(), jax.jit(of)()):
       assert np.all(-np.asarray(bound.upper, np.float64) <= value)
       assert np.all(-np.asarray(bound.lower, np.float64) >= value)
+
+
+@pytest.mark.parametrize(('x', 'dtype'), [(1e39, 'float32'), (7e4, 'float16')])
+def test_numbers_that_overflow_are_rounded_to_both_sides(x, dtype):
+  """Alone finds an end that becomes infinite inward where it is traced: a lower end of inf bounds nothing."""
+  with jax.enable_x64(True):
+    for value in (x, -x):
+      for towards in (-1, 1):
+        eager, traced = (f(jnp.float64(value)) for f in (
+            lambda v, t=towards: converted(v, dtype, t), jax.jit(lambda v, t=towards: converted(v, dtype, t))))
+        assert eager == traced
+        assert towards * traced.astype(jnp.float64) >= towards * value
 
 
 def test_gradients_of_ends():

@@ -14,7 +14,7 @@ from flax import nnx
 from interpreted import interpreted
 
 from ibpjax import nn, training
-from ibpjax.cli import measures, recipe, train
+from ibpjax.cli import measures, recipe, train, training_run
 from ibpjax.data import datasets
 from ibpjax.data.datasets import Split
 from ibpjax.runs import directory
@@ -100,7 +100,7 @@ def test_ramps_bend_at_the_first_radius(given):
   config = dict(model='mlp', hidden=[8], activation='param_ramp', eta=.25)
   graphdef, state = training.TrainState.create(directory.build_model(config, facts, 0), recipe.optimizer(1))
   model = nnx.merge(graphdef, state.params, state.batch_stats)
-  after = train.bent(graphdef, state, facts, data.train)
+  after = training_run.bent(graphdef, state, facts, data.train)
   ramp, = nn.ramps(nnx.merge(graphdef, after.params, after.batch_stats))
   assert bool(ramp.bent[...])
   assert float(ramp.eta[...]) == .25
@@ -226,16 +226,16 @@ def test_augmentation(given):
   images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
   keys = jax.random.split(jax.random.key(0))
   given('--augment')
-  one, other = (np.asarray(train.prepared(facts, images, key)) for key in keys)
+  one, other = (np.asarray(training_run.prepared(facts, images, key)) for key in keys)
   assert one.shape == images.shape
   assert (one != other).any()
-  np.testing.assert_array_equal(train.prepared(facts, images, None), images / np.float32(255))
+  np.testing.assert_array_equal(training_run.prepared(facts, images, None), images / np.float32(255))
   given('--noaugment')
   for key in keys:
-    np.testing.assert_array_equal(train.prepared(facts, images, key), images / np.float32(255))
+    np.testing.assert_array_equal(training_run.prepared(facts, images, key), images / np.float32(255))
   large = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3)).astype(np.uint8)
   imagenet = datasets.FACTS['imagenet']
-  one, other = (np.asarray(train.prepared(imagenet, large, key)) for key in keys)
+  one, other = (np.asarray(training_run.prepared(imagenet, large, key)) for key in keys)
   np.testing.assert_array_equal(one, other)
   assert one.shape == (4, *imagenet.shape)
 
@@ -286,10 +286,10 @@ def test_a_lipschitz_run_that_was_stopped_measures_what_one_does_that_was_not(gi
 
 def test_runs_that_diverge_are_refused():
   params = dict(w=jnp.ones(3))
-  train.refuse_divergence(dict(loss=1.), params, 1)
+  training_run.refuse_divergence(dict(loss=1.), params, 1)
   for metrics, weights in ((dict(loss=np.nan), params), (dict(loss=1.), dict(w=jnp.array([1., np.inf])))):
     with pytest.raises(FloatingPointError, match='training diverged in epoch 3'):
-      train.refuse_divergence(metrics, weights, 3)
+      training_run.refuse_divergence(metrics, weights, 3)
 
 
 def test_parameters_are_counted():

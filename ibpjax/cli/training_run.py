@@ -109,9 +109,9 @@ class Training:
     evaluate = measures.evaluator(self.graphdef, self.facts, self.split, self.name, eps)
     last = time.monotonic()
     with tqdm(total=self.total, initial=start, desc=str(self.out), unit='step', disable=None) as bar:
-      for number, images, labels in _steps(self.feed, self.per_epoch, start, self.total):
+      for number, images, labels in steps(self.feed, self.per_epoch, start, self.total):
         if number == FLAGS.warmup_epochs * self.per_epoch + 1 and nn.ramps(self.model):  # the ramp of eps begins
-          self.now['state'] = _bent(self.graphdef, self.now['state'], self.facts, self.data.train)
+          self.now['state'] = bent(self.graphdef, self.now['state'], self.facts, self.data.train)
         self.now['state'], self.now['sums'], metrics = advance(self.now['state'], self.now['sums'], images, labels)
         jax.block_until_ready(metrics)
         bar.update()
@@ -125,7 +125,7 @@ class Training:
           return None
     log.close()
     if self.first:
-      _drawn(self.out, log.records)
+      drawn(self.out, log.records)
     return log.records[-1]
 
   def _end_epoch(self, number: int, metrics: Any, evaluate: Callable[..., Any], log: logs.Log,
@@ -134,7 +134,7 @@ class Training:
     epoch, now = number // self.per_epoch, self.now
     means = {k: float(v) / self.per_epoch for k, v in now['sums'].items()}
     means |= {f'train_{k}': 100 * means.pop(k) for k in list(means) if k.endswith('error')}  # per cent, as below
-    _refuse_divergence(means, now['state'].params, epoch)
+    refuse_divergence(means, now['state'].params, epoch)
     means |= {k: float(metrics[k]) for k in ('eps', 'kappa', 'beta') if k in metrics}
     now['sums'] = jax.device_put(self._zeros(), self.layouts['sums'])
     if FLAGS.swa_from is not None and epoch >= FLAGS.swa_from:
@@ -161,7 +161,7 @@ class Training:
     return training.measured_batch_stats(self.graphdef, params, self.now['state'].batch_stats, clean)
 
   def _save(self, number: int, metrics: Any, final: dict[str, Any]) -> None:
-    _refuse_divergence(metrics, self.now['state'].params, number // self.per_epoch + 1)
+    refuse_divergence(metrics, self.now['state'].params, number // self.per_epoch + 1)
     whole = parallel.gathered(self.now | final)
     if self.first:
       self.saved.save(number, whole, dict(seconds=self._seconds(), averaged=self.averaged, finished=bool(final)))
@@ -175,7 +175,7 @@ def _finished(out: pathlib.Path, log: logs.Log, total: int) -> dict[str, Any]:
   if not log.records:
     raise FileNotFoundError(f'{log.path} is missing: the run is finished, but what it measured is lost. Delete {out} '
                             'to train again')
-  _drawn(out, log.records)
+  drawn(out, log.records)
   print(f'{out} is finished: {total} steps. Delete the folder to train again')
   return log.records[-1]
 
@@ -207,7 +207,7 @@ def prepared(facts: datasets.Facts, images: Any, key: Any | None) -> Any:
   return facts.pixels(images)
 
 
-def _bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, split: Any) -> training.TrainState:
+def bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, split: Any) -> training.TrainState:
   """The state with the heights of param_ramp in force, each at the mean output of its neuron over a split."""
   model = nnx.merge(graphdef, state.params, state.batch_stats)
   nn.calibrate(model, (prepared(facts, images, None)
@@ -216,13 +216,13 @@ def _bent(graphdef: Any, state: training.TrainState, facts: datasets.Facts, spli
   return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
-def _drawn(out: pathlib.Path, records: list[dict[str, Any]]) -> None:
+def drawn(out: pathlib.Path, records: list[dict[str, Any]]) -> None:
   """Draws what a run has measured."""
   figures.curves(out / 'curves.png', records)
   figures.layers(out / 'layers.png', records)
 
 
-def _refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
+def refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
   """Raises if the loss or a weight is no longer a number, before that gets into a checkpoint."""
   finite = [np.isfinite(metrics['loss']), *(jnp.isfinite(x).all() for x in jax.tree.leaves(params))]
   if not all(map(bool, finite)):
@@ -230,7 +230,7 @@ def _refuse_divergence(metrics: Any, params: Any, epoch: int) -> None:
                              'weights are finite. Lower --learning_rate, lengthen --ramp_epochs or set --gradient_clip')
 
 
-def _steps(feed: Any, per_epoch: int, start: int, total: int) -> Any:
+def steps(feed: Any, per_epoch: int, start: int, total: int) -> Any:
   """(number of the step, images, labels) of all steps after `start`, in an order that the seed alone fixes."""
   while start < total:
     epoch, first = divmod(start, per_epoch)

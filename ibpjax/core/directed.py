@@ -67,7 +67,9 @@ def _converted(x: Any, dtype: np.dtype, towards: int) -> Any:
     x = x.astype(wide)
     unknown = jnp.abs(x) >= 2. ** jnp.finfo(wide).nmant
   near = _nearest(x, dtype)
-  return _moved(near.astype(dtype), (towards * (x - near) > 0) | unknown, towards)
+  beyond = jnp.isfinite(x) & (towards * near == -jnp.inf)  # of what overflows inward, the greatest number there is
+  near = jnp.where(beyond, -towards * float(jnp.finfo(dtype).max), near)
+  return _moved(near.astype(dtype), ((towards * (x - near) > 0) & ~beyond) | unknown, towards)
 
 
 @_converted.defjvp

@@ -117,7 +117,7 @@ def _accepted(slopes: Shares, own: Shares) -> Shares:
       jnp.shape(a) != b.shape for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(own))):
     raise ValueError('slopes belong to another function, to other shapes or to other options: give those that '
                      'alpha_crown(f, return_slopes=True) of the same function and options returned')
-  return jax.tree.map(lambda a, b: jnp.clip(jnp.asarray(a, b.dtype), 0, 1), slopes, own)
+  return jax.tree.map(lambda a, b: jnp.clip(jnp.nan_to_num(jnp.asarray(a, b.dtype), nan=.5), 0, 1), slopes, own)
 
 
 def total_width(bounds: Any) -> Any:
