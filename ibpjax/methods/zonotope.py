@@ -146,5 +146,5 @@ def _with_symbols(v: Value, x: Interval, form: Zonotope) -> Zonotope:
     return form
   centre, radius = centre_radius(x)
   kept = jnp.where(jnp.isfinite(radius), radius, 0).ravel()
-  return Zonotope(form.bias + centre, form.slack + jnp.where(jnp.isfinite(radius), 0, jnp.inf),
+  return Zonotope(form.bias + centre, form.slack + jnp.where(jnp.isfinite(radius), jnp.zeros_like(radius), jnp.inf),
                   form.coefficients | {v.id: jnp.diag(kept).reshape(v.size, *v.shape)})
