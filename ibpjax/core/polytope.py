@@ -101,22 +101,25 @@ def polytope(box: Interval, a: Any, b: Any, steps: int = 8) -> Polytope:
     raise TypeError(f'box is {type(box).__name__}: give an Interval, as ibpjax.linf_ball makes')
   box = box.validated('the box')
   if not isinstance(a, jax.Array) or a.dtype != box.dtype:
-    given = jnp.asarray(a) if isinstance(a, jax.core.Tracer) else np.asarray(a)
-    near = given.astype(box.dtype)
-    if not isinstance(given, np.ndarray) and given.dtype != box.dtype:
-      raise TypeError(f'a has dtype {given.dtype} and the box {box.dtype}: convert a before it is traced')
-    if given.shape[1:] != box.shape:
-      pass  # said below
-    elif isinstance(given, np.ndarray) and concrete(box.lower, b):
-      off = np.abs(given.astype(np.longdouble) - near.astype(np.longdouble))
-      reach = np.maximum(np.abs(np.asarray(box.lower)), np.abs(np.asarray(box.upper))).astype(np.longdouble)
-      slack = (off * reach).reshape(len(off), -1).sum(1) * (1 + 1e-12)
-      b = rounded(np.asarray(b, np.longdouble) + slack, box.dtype, UP) if slack.any() else b
-    elif isinstance(given, np.ndarray) and (given != near).any():
+    a, b = _relaxed(a, b, box)
+  return Polytope(box, a, converted(b, box.dtype, UP), steps).validated('the polytope')
+
+
+def _relaxed(a: Any, b: Any, box: Interval) -> tuple[jax.Array, Any]:
+  """Constraints of another precision in the dtype of a box, `b` raised by what rounding `a` may move it in the box."""
+  if isinstance(a, jax.core.Tracer):
+    raise TypeError(f'a has dtype {a.dtype} and the box {box.dtype}: convert a before it is traced')
+  given = np.asarray(a)
+  near = given.astype(box.dtype)
+  off = np.abs(given.astype(np.longdouble) - near.astype(np.longdouble))
+  if given.shape[1:] == box.shape and off.any():  # other shapes are refused with the set
+    if not concrete(box.lower, b):
       raise TypeError(f'a has numbers that {box.dtype} does not hold, and box or b are traced: make the polytope '
                       'outside of jit, or give a as a JAX array of that dtype')
-    a = jnp.asarray(near)
-  return Polytope(box, a, converted(b, box.dtype, UP), steps).validated('the polytope')
+    reach = np.maximum(np.abs(np.asarray(box.lower)), np.abs(np.asarray(box.upper))).astype(np.longdouble)
+    slack = (off * reach).reshape(len(off), -1).sum(1) * (1 + 1e-12)
+    b = rounded(np.asarray(b, np.longdouble) + slack, box.dtype, UP)
+  return jnp.asarray(near), b
 
 
 def _multipliers(c: Any, a: Any, b: Any, middle: Any, reach: Any, steps: int) -> Any:

@@ -25,6 +25,17 @@ def times(a: Any, b: Any) -> Any:
   return jnp.where(unbounded, infinite, jnp.where(unbounded, 0, a) * jnp.where(unbounded, 0, b))
 
 
+def off_by(coefficients: Any, error: Any, whole: Any) -> Any:
+  """How far <coefficients, x> is off where x is off by `error`, an array of the shape of the coefficients.
+
+  Coefficients that are too small to be kept count as if they were not, each beside an element of `whole`, the error of
+  all elements that there are.
+  """
+  info = jnp.finfo(coefficients.dtype)
+  vanished = jnp.sum(jnp.where(jnp.isfinite(whole), whole, 0)) * (info.tiny / info.eps)
+  return dot(jnp.abs(coefficients), error) + vanished.astype(info.dtype)
+
+
 @jax.custom_jvp
 def dot(row: Any, x: Any) -> Any:
   """<row, x>, where a coefficient of 0 meets an infinite or undefined element as 0; gradients see finite elements."""

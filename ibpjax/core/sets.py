@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibpjax.core.directed import DOWN, UP
-from ibpjax.core.products import dot, gamma
+from ibpjax.core.products import dot, gamma, off_by
 from ibpjax.core.subnormal import least_kept
 from ibpjax.core.validation import as_end, concrete
 
@@ -163,7 +163,6 @@ def rounding_of(coefficients: Any, x: InputSet, u: float, terms: int = 0) -> Any
     u: the unit roundoff; 0 gives 0.
     terms: those that a coefficient is itself a sum of, where it is not given.
 
-  Products of coefficients that are too small to be kept count as if they were not.
   Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1.
   """
   if not u:
@@ -172,8 +171,7 @@ def rounding_of(coefficients: Any, x: InputSet, u: float, terms: int = 0) -> Any
   box = x.hull
   reach = jnp.maximum(jnp.abs(box.lower), jnp.abs(box.upper)) + info.tiny
   error = 2 * gamma(coefficients.size + terms + 4, u) * reach + lost
-  vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
-  return dot(jnp.abs(coefficients), error) + vanished.astype(info.dtype) + coefficients.size * lost
+  return off_by(coefficients, error, error) + coefficients.size * lost
 
 
 def is_set(x: Any) -> bool:

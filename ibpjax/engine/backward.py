@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from ibpjax.core.products import dot
+from ibpjax.core.products import off_by
 from ibpjax.core.program import Equation, Program, Value
 from ibpjax.core.sets import InputSet, Interval
 from ibpjax.engine import patches
@@ -76,8 +76,9 @@ class BackwardPass:
 
   def step(self, eqn: Equation, passage: Callable[[Equation], Passage | None] | None = None) -> Step | None:
     """How an equation is passed: by itself if it is affine, else through its `passage`; None where there is none."""
-    way = None if self.is_affine(eqn) or passage is None else passage(eqn)
-    if way is None and not self.is_affine(eqn):
+    linear = self.is_affine(eqn)
+    way = None if linear or passage is None else passage(eqn)
+    if way is None and not linear:
       return None
     single = self.round_outward and len(eqn.outputs) == 1  # those with more outputs only move data
     return Step(way, rounding_backward.error(self.program, self.env, eqn, way) if single else None)
@@ -199,7 +200,4 @@ def _rounded(row: Row, error: Any) -> Any:
   """How far rounding may move a bound, where the error of a coefficient 1 on each element is known."""
   if error is None:
     return jnp.zeros((), row.coefficients.dtype)
-  info = jnp.finfo(row.coefficients.dtype)  # coefficients that are too small to be kept count as if they were not
-  vanished = jnp.sum(jnp.where(jnp.isfinite(error), error, 0)) * (info.tiny / info.eps)
-  at = row.cut(error, 0) if isinstance(row, Patch) else error
-  return dot(jnp.abs(row.coefficients), at) + vanished.astype(info.dtype)
+  return off_by(row.coefficients, row.cut(error, 0) if isinstance(row, Patch) else error, error)

@@ -1,7 +1,7 @@
 """Boxes: bounds of the values of a program, and what follows from them for each equation and each output."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -61,11 +61,11 @@ class Boxes:
     self.masked: set[int] = set()
     self._found: dict[Any, Any] = {}
 
-  def once(self, f: Callable[[Any, Equation], T], eqn: Equation) -> T:
-    """`f(self, eqn)`, computed once; the operands of the equation have their bounds, which do not change any more."""
-    key = f, eqn.outputs[0].id
+  def once(self, f: Callable[..., T], eqn: Equation, *options: Hashable) -> T:
+    """`f(self, eqn, *options)`, computed once; the bounds of the operands of the equation do not change any more."""
+    key = f, eqn.outputs[0].id, options
     if key not in self._found:
-      self._found[key] = f(self, eqn)
+      self._found[key] = f(self, eqn, *options)
     return self._found[key]
 
   def run(self, program: Program, inputs: Sequence[Any]) -> list[Any]:

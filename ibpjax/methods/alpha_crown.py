@@ -79,7 +79,7 @@ def alpha_crown(f: Callable, *, steps: int = 20, optimizer: optax.GradientTransf
     Incomplete Verifiers, ICLR 2021.
   """
   checked_intermediate(intermediate)
-  if steps < (slopes is None):
+  if steps < (1 if slopes is None else 0):
     raise ValueError(f'steps is {steps}: alpha-CROWN optimises in at least one; `crown` does not optimise')
   if optimizer is None:
     import optax

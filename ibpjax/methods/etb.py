@@ -222,7 +222,7 @@ class _Maps:
     """What stands for a ReLU; None where maps begin."""
     if eqn.outputs[0].id in self.cut:
       return None
-    return self.boxes.once(_mask if self.slopes == 'mask' else _chord, eqn)
+    return self.boxes.once(_slope, eqn, self.slopes)
 
   def _rows(self, v: Value, noting: bool) -> tuple[Interval, dict[int, tuple[Any, Any]]]:
     """The ranges of the maps to the elements of a value, and what their rows make of the slack of each ReLU."""
@@ -242,14 +242,6 @@ class _Maps:
       own = dataclasses.replace(back, steps=noted) if noting else back
       return own.concretise(own.back(start)), slack
     return over_elements(back, v, one, self.chunk)
-
-
-def _mask(boxes: Boxes, eqn: Equation) -> _Slope:
-  return _slope(boxes, eqn, 'mask')
-
-
-def _chord(boxes: Boxes, eqn: Equation) -> _Slope:
-  return _slope(boxes, eqn, 'chord')
 
 
 def _slope(boxes: Boxes, eqn: Equation, slopes: str) -> _Slope:
