@@ -74,6 +74,14 @@ def test_operations_without_lines_and_unbounded_ones():
   assert np.isinf(found[1].width)
 
 
+def test_predicates_are_no_numbers():
+  """Alone finds a box of booleans that is multiplied by a slope, which JAX refuses where it promotes nothing."""
+  def f(x):
+    return jnp.where((x > 0) & (x[::-1] < .5), x, 2 * x)
+  box = box_around(jnp.asarray([.1, .6, -.2]), .3)
+  assert holds(interpreted(zonotope(f))(box), interpreted(jax.vmap(f))(samples(box, 3000)))
+
+
 def test_bounds_of_intermediate_values_for_crown():
   params, x = random_network(dense, 2)
   def f(params, x):

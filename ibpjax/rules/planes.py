@@ -92,6 +92,7 @@ class Maps(LinearRelaxation):
 
 def middle(planes: LinearRelaxation, xs: Sequence[Interval]) -> tuple[Callable[..., Any], Interval]:
   """A linear map between the two planes, and bounds of what it leaves of the result over boxes of the operands."""
+  xs = [jax.tree.map(lambda a: a.astype(planes.low.dtype), x) if x.dtype == jnp.bool_ else x for x in xs]  # slopes 0
   if isinstance(planes, Slopes):
     apart = [a / 2 - b / 2 for a, b in zip(planes.above, planes.below)]
     off = Slopes(planes.low, planes.high, tuple(apart), tuple(apart)).push(xs).upper
